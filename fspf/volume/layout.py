@@ -1,0 +1,245 @@
+"""The files of a volume directory: read them as claims, write them so that a crash leaves the old or the new.
+
+What the bytes mean is in `fspf.core.format`; segments belong to `fspf_native`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fspf.core.errors import IntegrityError, LeaseHeldError, NotAVolumeError, TornError, VolumeExistsError
+from fspf.core.format import HEADER_LEN, HEADER_MAGIC, ROOT_LEN, ROOT_NAMES, Header, Keyring
+from fspf.volume.holder import this_process
+
+if TYPE_CHECKING:
+    from fspf.core.format import KeyringRecord
+
+HEADER: Final = "header"
+KEYRING: Final = "keyring"
+KEYRING_BACKUP: Final = "keyring.bak"
+SEGMENTS: Final = "segments"
+LOCK: Final = "lock"
+_NEW: Final = ".new"
+_OWN_NAMES: Final = frozenset(
+    {HEADER, HEADER + _NEW, KEYRING, KEYRING + _NEW, KEYRING_BACKUP, KEYRING_BACKUP + _NEW, SEGMENTS, LOCK, *ROOT_NAMES}
+)
+_MAX_KEYRING: Final = 64 * 2**24  # bytes; one record per possible epoch
+
+
+def is_volume(path: str | bytes | os.PathLike[str]) -> bool:
+    """Tell whether *path* is a directory whose header begins with the magic; a look, not a check."""
+    try:
+        with (Path(os.fsdecode(path)) / HEADER).open("rb") as file:
+            return file.read(len(HEADER_MAGIC)) == HEADER_MAGIC
+    except OSError:
+        return False
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names in *path* durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written
+
+
+class Layout:
+    """One volume directory.
+
+    Reading methods return claims; nothing here verifies more than a checksum.
+    """
+
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
+        self.path = Path(os.fsdecode(path)).absolute()
+        self.segments = self.path / SEGMENTS
+        self._lock_fd: int | None = None
+        self._root_fds: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Close files and end the lock on this machine. Idempotent."""
+        for fd in self._root_fds.values():
+            os.close(fd)
+        self._root_fds.clear()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def lock(self) -> None:
+        """Exclude other writers on this machine.
+
+        Raises:
+            LeaseHeldError: Another process (or another `Volume` of this one) has the volume open for writing.
+        """
+        fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(fd)
+            if exc.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                raise
+            message = f"{self.path} is open for writing by another process on this machine: close or unmount it there"
+            raise LeaseHeldError(this_process("unknown"), message) from None
+        self._lock_fd = fd
+
+    # -- making a volume
+
+    def prepare(self) -> None:
+        """Make the directory, or take an empty one or what an interrupted creation left.
+
+        Raises:
+            VolumeExistsError: There is a volume, or something else, in the directory.
+        """
+        try:
+            self.path.mkdir(mode=0o700)
+        except FileExistsError:
+            if not self.path.is_dir():
+                message = f"{self.path} exists and is no directory: choose another name"
+                raise VolumeExistsError(message) from None
+            names = {entry.name for entry in os.scandir(self.path)}
+            if HEADER in names:
+                message = f"{self.path} holds a volume already: choose another name, or delete it first"
+                raise VolumeExistsError(message) from None
+            if foreign := sorted(names - _OWN_NAMES):
+                message = f"{self.path} is not empty ({foreign[0]!r} is in it): choose another name or an empty directory"
+                raise VolumeExistsError(message) from None
+            self.lock()
+            self._clear()
+        else:
+            self.lock()
+        self.segments.mkdir(mode=0o700)
+
+    def _clear(self) -> None:
+        """Remove what an interrupted creation left; without a header none of it was ever in use."""
+        if self.segments.is_dir():
+            for entry in os.scandir(self.segments):
+                os.unlink(entry.path)
+            self.segments.rmdir()
+        for name in _OWN_NAMES - {SEGMENTS, LOCK}:
+            (self.path / name).unlink(missing_ok=True)
+
+    def discard(self, *, made_directory: bool) -> None:
+        """Remove what a failed creation made."""
+        self._clear()
+        (self.path / LOCK).unlink(missing_ok=True)
+        if made_directory:
+            self.path.rmdir()
+
+    def write_header(self, packed: bytes) -> None:
+        """Write the header last of all: from now on this is a volume."""
+        self._replace(HEADER, packed)
+        sync_directory(self.path.parent)
+
+    # -- reading
+
+    def read_header(self) -> tuple[Header, bytes]:
+        """Return the header and its bytes.
+
+        Raises:
+            NotAVolumeError: The directory is missing or holds nothing of a volume.
+            FormatError: As `Header.parse`; also a header that is gone while the rest is there.
+        """
+        try:
+            raw = self._read(HEADER, HEADER_LEN)
+        except (FileNotFoundError, NotADirectoryError):
+            if not self.path.exists():
+                message = f"{self.path}: no such directory"
+                raise NotAVolumeError(message) from None
+            if any((self.path / name).exists() for name in (KEYRING, KEYRING_BACKUP, *ROOT_NAMES)):
+                message = (
+                    f"{self.path}: header is missing though other files of a volume are there: "
+                    "restore it from a backup, or delete the rest of an interrupted creation"
+                )
+                raise IntegrityError(message) from None
+            message = f"{self.path} is not a volume: it has no header"
+            raise NotAVolumeError(message) from None
+        except IsADirectoryError:
+            message = f"{self.path} is not a volume: header is a directory"
+            raise NotAVolumeError(message) from None
+        if raw[:8] != HEADER_MAGIC and not (self.path / ROOT_NAMES[0]).exists() and not (self.path / KEYRING).exists():
+            message = f"{self.path} is not a volume: header does not begin with fspf's magic"
+            raise NotAVolumeError(message)
+        return Header.parse(raw), raw
+
+    def read_keyring(self) -> Keyring:
+        """Return what both copies of the keyring say together. Raises `FormatError`."""
+        copies = []
+        for name in (KEYRING, KEYRING_BACKUP):
+            try:
+                copies.append(self._read(name, _MAX_KEYRING))
+            except (FileNotFoundError, IsADirectoryError):
+                copies.append(b"")
+        return Keyring.parse(*copies)
+
+    def read_roots(self) -> dict[str, bytes | IntegrityError]:
+        """Return the bytes of both root files, or why there are none."""
+        found: dict[str, bytes | IntegrityError] = {}
+        for name in ROOT_NAMES:
+            try:
+                found[name] = self._read(name, ROOT_LEN)
+            except (FileNotFoundError, IsADirectoryError):
+                found[name] = TornError(f"{name}: file is missing")
+        return found
+
+    def _read(self, name: str, limit: int) -> bytes:
+        with (self.path / name).open("rb") as file:
+            return file.read(limit + 1)  # one byte more, so that a file that is too long is noticed
+
+    # -- writing
+
+    def append_keyring(self, records: list[KeyringRecord], known: Keyring) -> None:
+        """Add *records* to both copies, durably, one copy after the other; mend copies that differ."""
+        if known.repair:
+            self.replace_keyring([*known.records, *records])
+            return
+        length = len(known.records) * 64
+        added = b"".join(record.pack() for record in records)
+        for name in (KEYRING, KEYRING_BACKUP):
+            fd = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                _write_all(fd, added, length)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def replace_keyring(self, records: list[KeyringRecord]) -> None:
+        """Write both copies anew, each by rename."""
+        packed = b"".join(record.pack() for record in records)
+        for name in (KEYRING, KEYRING_BACKUP):
+            self._replace(name, packed)
+
+    def write_root(self, generation: int, frame: bytes) -> None:
+        """Write a root record in place and make it durable. COMMIT.md: the other root file is not touched."""
+        name = ROOT_NAMES[generation % 2]
+        fd = self._root_fds.get(name)
+        if fd is None:
+            fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._root_fds[name] = fd
+            sync_directory(self.path)
+        _write_all(fd, frame, 0)
+        if os.fstat(fd).st_size != ROOT_LEN:
+            os.ftruncate(fd, ROOT_LEN)
+        os.fdatasync(fd)
+
+    def _replace(self, name: str, data: bytes) -> None:
+        new = self.path / (name + _NEW)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(fd, data, 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        new.rename(self.path / name)
+        sync_directory(self.path)

@@ -1,0 +1,373 @@
+"""Directory entries, attributes and xattrs as rows of the namespace database.
+
+It knows SQL and nothing of POSIX rules; those are in `fspf.volume.inodes`. Callers hold the volume's lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+import apsw
+
+from fspf.core.errors import FspfError, IntegrityError, UnsupportedFormatError
+from fspf.core.types import HOLE, ROOT_INO, ContentRoot, Ino, Protection
+from fspf.volume.vfs import TreeDatabase
+from fspf_native import ChunkError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fspf_native import Tree
+
+SCHEMA_VERSION: Final = 1
+_COUNTERS: Final = ("next_ino", "next_cookie", "files", "bytes", "capabilities")
+CAPABILITY: Final = b"security.capability"
+
+
+@dataclass(slots=True)
+class Row:
+    """One inode as the database has it; a content that is open may be ahead of it."""
+
+    ino: Ino
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    nlink: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    protection: int
+    size: int
+    depth: int
+    pointer: bytes | None
+    chunks: int
+    parent: Ino | None
+    target: bytes | None
+
+    @property
+    def root(self) -> ContentRoot:
+        """Content root of a regular file."""
+        return ContentRoot(self.size, self.depth, self.pointer or HOLE)
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+
+class Entry(NamedTuple):
+    """One directory entry with the inode it names."""
+
+    cookie: int
+    name: bytes
+    row: Row
+
+
+_ROW_COLUMNS: Final = (
+    "i.ino, i.mode, i.uid, i.gid, i.rdev, i.nlink, i.atime_ns, i.mtime_ns, i.ctime_ns, i.btime_ns, i.protection,"
+    " i.size, i.depth, i.pointer, i.chunks, i.parent, i.target"
+)
+_SELECT_INODE: Final = f"SELECT {_ROW_COLUMNS} FROM inode i WHERE i.ino = ?"  # noqa: S608  # constants only
+_SELECT_ENTRY: Final = (
+    f"SELECT {_ROW_COLUMNS} FROM dirent d JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND d.name = ?"  # noqa: S608
+)
+_SELECT_ENTRIES: Final = (
+    f"SELECT d.cookie, d.name, {_ROW_COLUMNS} FROM dirent d JOIN inode i ON i.ino = d.ino"  # noqa: S608
+    " WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?"
+)
+_INSERT_INODE: Final = "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+class Namespace:
+    """The namespace database and its counters.
+
+    Raises from every method: `IntegrityError` when pages of it are damaged, OSError for an
+    I/O error of the host.
+
+    Attributes:
+        dirty: Something changed since the last `commit`.
+        operations: Changes since the last `commit`.
+    """
+
+    def __init__(self, tree: Tree, *, chunk_size: int, read_only: bool, cache_bytes: int) -> None:
+        self._tree = tree
+        self.dirty = False
+        self.operations = 0
+        self.broken: str | None = None
+        self._touched: dict[Ino, int] = {}
+        with self._translated_open():
+            self._database = TreeDatabase(tree, page_size=chunk_size, read_only=read_only, cache_bytes=cache_bytes)
+        self.connection: apsw.Connection = self._database.connection
+        self._execute = self.connection.execute
+        self.next_ino = int(ROOT_INO)
+        self.next_cookie = 1
+        self.files = 0
+        self.bytes = 0
+        self.capabilities = 0  # number of security.capability xattrs ever set: 0 lets the mount answer at once
+        self._stored: dict[str, int] = {}
+
+    @contextmanager
+    def _translated_open(self) -> Iterator[None]:
+        try:
+            yield
+        except apsw.Error as exc:
+            message = f"the namespace cannot be opened: {exc}; run fspf verify"
+            raise IntegrityError(message) from exc
+
+    @classmethod
+    def open(cls, tree: Tree, *, chunk_size: int, read_only: bool, cache_bytes: int) -> Self:
+        """Open the namespace in *tree*."""
+        namespace = cls(tree, chunk_size=chunk_size, read_only=read_only, cache_bytes=cache_bytes)
+        try:
+            with namespace.translated():
+                found = dict(namespace._execute("SELECT key, value FROM meta").fetchall())
+            if found.get("schema") != SCHEMA_VERSION:
+                message = f"namespace: schema {found.get('schema')} found, {SCHEMA_VERSION} expected: use a newer fspf"
+                raise UnsupportedFormatError(message)
+            namespace._stored = found
+            for name in _COUNTERS:
+                setattr(namespace, name, found[name])
+        except BaseException:
+            namespace.close()
+            raise
+        return namespace
+
+    @classmethod
+    def create(cls, tree: Tree, *, chunk_size: int, cache_bytes: int, root: Row) -> Self:
+        """Make the namespace of a new volume, with its root directory."""
+        namespace = cls(tree, chunk_size=chunk_size, read_only=False, cache_bytes=cache_bytes)
+        schema = files("fspf.volume").joinpath("schema.sql").read_text(encoding="utf-8")
+        with namespace.translated():
+            namespace._execute("BEGIN IMMEDIATE")
+            namespace._execute(schema)
+            namespace._execute("INSERT INTO meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
+        namespace.dirty = True
+        namespace.next_ino = int(ROOT_INO) + 1
+        namespace.files = 1
+        namespace.insert(root)
+        return namespace
+
+    def close(self) -> None:
+        """Drop what was not committed and close."""
+        self._database.close()
+
+    # -- transactions and errors
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn apsw's errors into ours, with the damaged bytes as the cause."""
+        try:
+            yield
+        except apsw.Error as exc:
+            raise self._translate(exc) from exc
+
+    def _translate(self, exc: apsw.Error) -> Exception:
+        failure = self._database.file.failure
+        self._database.file.failure = None
+        if self.dirty and not self.connection.in_transaction:
+            self.broken = f"the namespace's open transaction was lost: {exc}"
+        if isinstance(failure, ChunkError):
+            return IntegrityError(
+                f"namespace: bytes {failure.offset} to {failure.offset + failure.length - 1} are {failure.kind} "
+                f"(slot {failure.slot}); names and attributes kept there cannot be read, run fspf verify"
+            )
+        if isinstance(failure, OSError):
+            return OSError(failure.errno or errno.EIO, f"namespace: {failure.strerror or failure}")
+        if isinstance(exc, apsw.NoMemError):
+            return OSError(errno.ENOMEM, "namespace: out of memory")
+        return IntegrityError(f"namespace: {exc}; run fspf verify")
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Make the changes of one operation together: all of them, or none when an exception leaves the block."""
+        execute = self._execute
+        try:
+            if not self.dirty:
+                execute("BEGIN IMMEDIATE")
+                self.dirty = True
+            execute("SAVEPOINT op")
+            try:
+                yield
+            except BaseException:
+                if self.connection.in_transaction:
+                    execute("ROLLBACK TO op")
+                    execute("RELEASE op")
+                raise
+            execute("RELEASE op")
+        except apsw.Error as exc:
+            raise self._translate(exc) from exc
+        self.operations += 1
+
+    def commit(self) -> None:
+        """Write counters and postponed times, end SQLite's transaction: everything is in the tree."""
+        if self.broken:
+            raise FspfError(self.broken)
+        if not self.dirty:
+            return
+        with self.translated():
+            for ino, now in self._touched.items():
+                self._execute("UPDATE inode SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?", (now, now, ino))
+            self._touched.clear()
+            for name in _COUNTERS:
+                value = getattr(self, name)
+                if self._stored.get(name) != value:
+                    self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+                    self._stored[name] = value
+            self._execute("COMMIT")
+        self.dirty = False
+        self.operations = 0
+
+    # -- inodes
+
+    def _row(self, found: Sequence[Any]) -> Row:
+        row = Row(*found)
+        touched = self._touched.get(row.ino)
+        if touched is not None:
+            row.mtime_ns = row.ctime_ns = touched
+        return row
+
+    def inode(self, ino: Ino) -> Row | None:
+        with self.translated():
+            found = self._execute(_SELECT_INODE, (ino,)).fetchone()
+        return self._row(found) if found is not None else None
+
+    def insert(self, row: Row) -> None:
+        """Add an inode. Inside `change`, or at creation."""
+        with self.translated():
+            self._execute(
+                _INSERT_INODE,
+                (
+                    row.ino, row.mode, row.uid, row.gid, row.rdev, row.nlink, row.atime_ns, row.mtime_ns, row.ctime_ns,
+                    row.btime_ns, row.protection, row.size, row.depth, row.pointer, row.chunks, row.parent, row.target,
+                ),
+            )  # fmt: skip
+
+    def update(self, ino: Ino, **columns: int | bytes | None) -> None:
+        """Set columns of one inode. The names are the code's own, never a caller's text."""
+        if "mtime_ns" in columns or "ctime_ns" in columns:
+            touched = self._touched.pop(ino, None)
+            if touched is not None:
+                columns.setdefault("mtime_ns", touched)
+                columns.setdefault("ctime_ns", touched)
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        with self.translated():
+            self._execute(f"UPDATE inode SET {assignments} WHERE ino = ?", (*columns.values(), ino))  # noqa: S608
+
+    def touch(self, ino: Ino, now_ns: int) -> None:
+        """Set mtime and ctime of a directory at the next commit: one row write however many entries change."""
+        self._touched[ino] = now_ns
+        if len(self._touched) > 4096:  # bounded memory
+            for each, when in self._touched.items():
+                with self.translated():
+                    self._execute("UPDATE inode SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?", (when, when, each))
+            self._touched.clear()
+
+    def delete(self, ino: Ino) -> None:
+        """Remove an inode and its xattrs; its content is the caller's to free."""
+        self._touched.pop(ino, None)
+        with self.translated():
+            self._execute("DELETE FROM xattr WHERE ino = ?", (ino,))
+            self._execute("DELETE FROM inode WHERE ino = ?", (ino,))
+
+    def unlinked(self) -> list[Row]:
+        """Return inodes without a name: left by a crash while they were open."""
+        with self.translated():
+            found = self._execute(
+                f"SELECT {_ROW_COLUMNS} FROM inode i WHERE i.nlink = 0"  # noqa: S608
+            ).fetchall()
+        return [self._row(each) for each in found]
+
+    # -- entries
+
+    def lookup(self, parent: Ino, name: bytes) -> Row | None:
+        with self.translated():
+            found = self._execute(_SELECT_ENTRY, (parent, name)).fetchone()
+        return self._row(found) if found is not None else None
+
+    def entries(self, parent: Ino, after: int, limit: int) -> list[Entry]:
+        """Return entries whose cookie is above *after*, in the order of their cookies."""
+        with self.translated():
+            found = self._execute(_SELECT_ENTRIES, (parent, after, limit)).fetchall()
+        return [Entry(each[0], each[1], self._row(each[2:])) for each in found]
+
+    def is_empty(self, parent: Ino) -> bool:
+        with self.translated():
+            return self._execute("SELECT 1 FROM dirent WHERE parent = ? LIMIT 1", (parent,)).fetchone() is None
+
+    def add_entry(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        cookie = self.next_cookie
+        self.next_cookie += 1
+        with self.translated():
+            self._execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (parent, cookie, name, ino))
+
+    def set_entry(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        """Let an existing name mean another inode, keeping its place in the directory."""
+        with self.translated():
+            self._execute("UPDATE dirent SET ino = ? WHERE parent = ? AND name = ?", (ino, parent, name))
+
+    def remove_entry(self, parent: Ino, name: bytes) -> None:
+        with self.translated():
+            self._execute("DELETE FROM dirent WHERE parent = ? AND name = ?", (parent, name))
+
+    def path_of(self, ino: Ino) -> bytes:
+        """Return one path of *ino*, for messages; b"" if it has none or it cannot be read."""
+        parts: list[bytes] = []
+        here = ino
+        try:
+            while here != ROOT_INO and len(parts) < 4096:
+                row = self.inode(here)
+                if row is None:
+                    return b""
+                if row.is_dir and row.parent is not None:
+                    question, values = "SELECT parent, name FROM dirent WHERE parent = ? AND ino = ?", (row.parent, here)
+                else:
+                    question, values = "SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1", (here,)
+                with self.translated():
+                    found = self._execute(question, values).fetchone()
+                if found is None:
+                    return b""
+                here = found[0]
+                parts.append(found[1])
+        except (IntegrityError, OSError):
+            return b""
+        return b"/" + b"/".join(reversed(parts))
+
+    # -- xattrs
+
+    def xattr(self, ino: Ino, name: bytes) -> bytes | None:
+        with self.translated():
+            found = self._execute("SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name)).fetchone()
+        return found[0] if found is not None else None
+
+    def xattrs(self, ino: Ino) -> list[bytes]:
+        with self.translated():
+            return [name for (name,) in self._execute("SELECT name FROM xattr WHERE ino = ? ORDER BY name", (ino,))]
+
+    def set_xattr(self, ino: Ino, name: bytes, value: bytes) -> None:
+        if name == CAPABILITY:
+            self.capabilities += 1
+        with self.translated():
+            self._execute("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (ino, name, value))
+
+    def remove_xattr(self, ino: Ino, name: bytes) -> None:
+        with self.translated():
+            self._execute("DELETE FROM xattr WHERE ino = ? AND name = ?", (ino, name))
+
+    def contents(self) -> Iterator[tuple[Ino, ContentRoot, Protection]]:
+        """Return the content roots of all regular files that have chunks; for the rebuild of the space map."""
+        with self.translated():
+            rows = self._execute(
+                "SELECT ino, size, depth, pointer, protection FROM inode WHERE pointer IS NOT NULL ORDER BY ino"
+            )
+            for ino, size, depth, pointer, protection in rows:
+                yield ino, ContentRoot(size, depth, pointer), Protection(protection)

@@ -1,0 +1,150 @@
+"""Find out which state of a volume is the one to open, with which keys.
+
+It reads claims through `Layout` and asks the CAS; the decision is `fspf.core.freshness.choose_root`'s. It changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from fspf.core.errors import FormatError, FreshnessError, IntegrityError, UnsupportedFormatError, WrongKeyError
+from fspf.core.format import RootFrame, RootRecord
+from fspf.core.freshness import choose_root
+
+if TYPE_CHECKING:
+    from fspf.core.anchor import Cas, CasRecord
+    from fspf.core.format import Header, Keyring
+    from fspf.volume.layout import Layout
+    from fspf_native import SecretKey
+
+log = logging.getLogger(__name__)
+
+_TRIES: Final = 5  # a writer may commit between asking the CAS and reading the roots
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A verified state and what is needed to read it."""
+
+    header: Header
+    header_bytes: bytes
+    record: CasRecord
+    keyring: Keyring
+    epoch_keys: dict[int, SecretKey]
+    state: RootRecord
+    problems: tuple[str, ...]  # damage that did not hinder opening: a torn root, a keyring copy
+    stale: FreshnessError | None = None  # only with accept_stale: what would have refused it
+
+
+def find_state(layout: Layout, cas: Cas, *, accept_stale: bool = False) -> Opening:
+    """Read header, keyring and roots, ask the CAS, and choose.
+
+    Args:
+        accept_stale: Take the newest authentic state even if it is not fresh; for salvage only.
+
+    Raises:
+        NotAVolumeError, UnsupportedFormatError, FormatError, IntegrityError, FreshnessError, WrongKeyError: see there.
+        UnknownVolumeError, CasUnreachableError: from the CAS.
+    """
+    header, header_bytes = layout.read_header()
+    tries = 0
+    while True:
+        tries += 1
+        record = cas.fetch(header.volume_id)
+        try:
+            return _choose(layout, header, header_bytes, record, accept_stale=accept_stale)
+        except (IntegrityError, WrongKeyError):
+            again = cas.fetch(header.volume_id)
+            if tries >= _TRIES or (again.anchor, again.epoch, again.key_version) == (
+                record.anchor,
+                record.epoch,
+                record.key_version,
+            ):
+                raise
+
+
+def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasRecord, *, accept_stale: bool) -> Opening:
+    problems: list[str] = []
+    claimed: list[RootRecord] = []
+    refused: list[IntegrityError] = []
+    newer: UnsupportedFormatError | None = None
+    other_versions: list[int] = []
+    for name, raw in layout.read_roots().items():
+        if isinstance(raw, IntegrityError):
+            problems.append(str(raw))
+            continue
+        if record.anchor.generation <= 1 and not any(raw):
+            continue  # the second root of a volume with one commit
+        try:
+            frame = RootFrame.parse(raw)
+            if frame.key_version != record.key_version:
+                other_versions.append(frame.key_version)
+                problems.append(f"{name}: sealed under version {frame.key_version} of the volume key, the CAS has {record.key_version}")
+                continue
+            claimed.append(frame.open(record.key, header_bytes))
+        except FormatError as exc:  # torn, or no frame at all
+            problems.append(f"{name}: {exc}")
+        except IntegrityError as exc:
+            problems.append(f"{name}: {exc}")
+            refused.append(exc)
+        except UnsupportedFormatError as exc:
+            problems.append(f"{name}: {exc}")
+            newer = exc
+    keyring = layout.read_keyring()
+    epoch_keys, keyring_problems = _open_keyring(header, record, keyring)
+    problems += keyring_problems
+    if not claimed:
+        if newer is not None:
+            raise newer
+        if refused and not epoch_keys:
+            message = (
+                f"the key that the CAS holds for volume {header.volume_id.hex()} opens neither its root records nor its "
+                "keyring: is this the right CAS?"
+            )
+            raise WrongKeyError(message)
+        message = (
+            f"no root record can be read, generation {record.anchor.generation} is anchored: {'; '.join(problems) or 'both are empty'}: "
+            "restore root.a and root.b from the newest copy of the volume"
+        )
+        if other_versions and not refused and max(other_versions) < record.key_version:
+            raise FreshnessError(message, expected_generation=record.anchor.generation, found_generation=0)
+        raise IntegrityError(message)
+    stale: FreshnessError | None = None
+    try:
+        state = choose_root(claimed, record.anchor, record.epoch, record.freshness)
+    except FreshnessError as exc:
+        if refused:
+            # An altered newest record and an intact older one: say tampering, for a rollback alters nothing.
+            message = f"{exc}; {'; '.join(problems)}"
+            if not accept_stale:
+                raise IntegrityError(message) from None
+        if not accept_stale:
+            raise
+        stale = exc
+        state = max(claimed, key=lambda each: each.generation)
+    needed = [epoch for epoch in epoch_keys if epoch <= state.epoch]
+    if len(needed) != state.keyring_epochs or state.epoch not in epoch_keys:
+        message = (
+            f"keyring: {state.keyring_epochs} epochs up to {state.epoch} expected, {len(needed)} can be read"
+            f"{': ' + '; '.join(keyring_problems) if keyring_problems else ''}: restore keyring from keyring.bak or a copy"
+        )
+        if not accept_stale:
+            raise IntegrityError(message)
+        problems.append(message)
+    return Opening(header, header_bytes, record, keyring, epoch_keys, state, tuple(problems), stale)
+
+
+def _open_keyring(header: Header, record: CasRecord, keyring: Keyring) -> tuple[dict[int, SecretKey], list[str]]:
+    """Unwrap every epoch key; a record that does not open is a problem only if the state needs it."""
+    found: dict[int, SecretKey] = {}
+    problems = [f"keyring: record {place} is torn in both copies" for place in keyring.torn]
+    for epoch, entry in keyring.of_version(record.key_version).items():
+        try:
+            found[epoch] = entry.unwrap(record.key, header.volume_id)
+        except WrongKeyError as exc:
+            problems.append(str(exc))
+    return found, problems
+
+

@@ -1,0 +1,600 @@
+"""Create, open and close a volume: the one engine behind mount, command line and library.
+
+Inode operations are in `inodes`, paths in `files`, the commit in `commit`, choosing a state in `opening`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from fspf.core.anchor import Anchor
+from fspf.core.errors import AnchorMovedError, FspfError, IntegrityError
+from fspf.core.format import DEFAULT_CHUNK_SIZE, DEFAULT_SEGMENT_SLOTS, Header, Keyring, KeyringRecord
+from fspf.core.freshness import Freshness
+from fspf.core.types import VOLUME_ID_LEN, ContentRoot, Ino
+from fspf.volume.commit import CAS_TIMEOUT_S, Commits, Prepared
+from fspf.volume.contents import Contents
+from fspf.volume.files import Files
+from fspf.volume.holder import this_process
+from fspf.volume.inodes import NAME_MAX, InodeVolume, StatFs, error
+from fspf.volume.layout import Layout
+from fspf.volume.namespace import Namespace
+from fspf.volume.opening import Opening, find_state
+from fspf.volume.rebuild import Rebuild
+from fspf_native import ChunkError, SecretKey, Store, Tree
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fspf.core.anchor import Cas, CasRecord, Lease
+    from fspf.core.format import RootRecord
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CACHE_BYTES: Final = 32 << 20  # of content-tree nodes; the namespace's pages get a quarter more
+DEFAULT_COMMIT_INTERVAL_S: Final = 5.0
+_RENEW_INTERVAL_S: Final = 15.0  # a quarter of the embedded CAS's lease
+_ACQUIRE_TRIES: Final = 5
+_FILES_LIMIT: Final = 2**48  # what statfs shows as the number of possible inodes
+
+
+class Volume(InodeVolume, Files):
+    """One open volume. Thread-safe. Use `Volume.create` and `Volume.open`, and `close` at the end.
+
+    Attributes:
+        path: The volume directory.
+        header: Its public header.
+        record: What the CAS said at opening.
+        root_record: The state that was opened, None for a volume just created.
+        problems: Damage that did not hinder opening.
+        stale: With `accept_stale`, why the state would have been refused.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        header: Header,
+        header_bytes: bytes,
+        cas: Cas,
+        record: CasRecord,
+        *,
+        read_only: bool,
+        cache_bytes: int,
+        max_bytes: int,
+    ) -> None:
+        super().__init__()
+        self.path: Path = layout.path
+        self.header = header
+        self.record = record
+        self.read_only = read_only
+        self.root_record: RootRecord | None = None
+        self.problems: tuple[str, ...] = ()
+        self.stale: FspfError | None = None
+        self.epoch = 0
+        self._layout = layout
+        self._header_bytes = header_bytes
+        self._cas = cas
+        self._cache_bytes = cache_bytes
+        self._commits: Commits | None = None
+        self._rebuild: Rebuild | None = None
+        self._maintenance: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._closed = False
+        self._force_commit = False
+        self._errors: deque[str] = deque(maxlen=20)
+        self.store = Store(
+            str(layout.segments),
+            chunk_size=header.chunk_size,
+            segment_slots=header.segment_slots,
+            writable=not read_only,
+            cache_bytes=cache_bytes,
+            max_slots=max_bytes // header.chunk_size,
+        )
+
+    # -- creating
+
+    @classmethod
+    def create(
+        cls,
+        path: str | bytes | os.PathLike[str],
+        cas: Cas,
+        *,
+        name: str | None = None,
+        freshness: Freshness | None = None,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        segment_slots: int = DEFAULT_SEGMENT_SLOTS,
+        label: str = "",
+        commit_interval: float | None = DEFAULT_COMMIT_INTERVAL_S,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        max_bytes: int = 0,
+        cas_timeout_s: float = CAS_TIMEOUT_S,
+    ) -> Self:
+        """Make an empty volume and return it open for writing.
+
+        Args:
+            path: A name that does not exist yet, or an empty directory.
+            name: For people, in the CAS; default is the directory's name.
+            chunk_size: Bytes, a power of two from 4096 to 65536.
+            segment_slots: Chunks per segment file, a power of two from 64 to 2**20.
+            label: Says in the lease who writes.
+            commit_interval: Seconds between automatic commits; None for none.
+            max_bytes: Quota, 0 = none.
+
+        Raises:
+            VolumeExistsError: There is something at *path*.
+            CasError: The CAS is away or refuses.
+            OSError: The host cannot make the files.
+        """
+        layout = Layout(path)
+        header = Header(os.urandom(VOLUME_ID_LEN), chunk_size, segment_slots)
+        header_bytes = header.pack()
+        made_directory = not layout.path.exists()
+        layout.prepare()
+        record: CasRecord | None = None
+        volume: Self | None = None
+        try:
+            record = cas.create(header.volume_id, name or layout.path.name, freshness or Freshness.strict())
+            lease = cas.acquire(
+                header.volume_id,
+                expected=record.anchor,
+                expected_epoch=record.epoch,
+                adopt=record.anchor,
+                holder=this_process(label),
+            )
+            volume = cls(
+                layout, header, header_bytes, cas, record, read_only=False, cache_bytes=cache_bytes, max_bytes=max_bytes
+            )
+            volume._start_writing(lease, Keyring((), (), repair=True), {}, None, cas_timeout_s)  # noqa: SLF001
+            volume.store.start_empty()
+            volume._namespace_tree = Tree(volume.store, metadata=True)  # noqa: SLF001
+            umask = os.umask(0)
+            os.umask(umask)
+            root = volume.new_root_row(0o777 & ~umask, os.geteuid(), os.getegid())
+            volume.namespace = Namespace.create(
+                volume._namespace_tree,  # noqa: SLF001
+                chunk_size=chunk_size,
+                cache_bytes=cache_bytes // 4,
+                root=root,
+            )
+            volume.contents = Contents(volume.store, volume.namespace, volume.fail)
+            volume.commit()
+            layout.write_header(header_bytes)
+        except BaseException:
+            if volume is not None:
+                volume.abandon()
+            layout.close()
+            if record is not None:
+                with suppress(FspfError):
+                    cas.remove(header.volume_id)
+            layout.discard(made_directory=made_directory)
+            raise
+        volume._start_maintenance(commit_interval)  # noqa: SLF001
+        return volume
+
+    # -- opening
+
+    @classmethod
+    def open(
+        cls,
+        path: str | bytes | os.PathLike[str],
+        cas: Cas,
+        *,
+        read_only: bool = False,
+        label: str = "",
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        commit_interval: float | None = DEFAULT_COMMIT_INTERVAL_S,
+        max_bytes: int = 0,
+        accept_stale: bool = False,
+        cas_timeout_s: float = CAS_TIMEOUT_S,
+    ) -> Self:
+        """Open the newest state of a volume.
+
+        Args:
+            read_only: Take no lease and change nothing; a writer elsewhere may go on, see docs/CONCURRENCY.md.
+            accept_stale: Open an older state, read-only; for salvage.
+
+        Raises:
+            NotAVolumeError, UnsupportedFormatError, IntegrityError, FreshnessError, WrongKeyError: Nothing was changed.
+            LeaseHeldError: Somebody has it open for writing.
+            CasError: The CAS is away, or does not know the volume.
+        """
+        if accept_stale and not read_only:
+            message = "an older state can be opened for reading only"
+            raise ValueError(message)
+        layout = Layout(path)
+        volume: Self | None = None
+        try:
+            if read_only:
+                opening = find_state(layout, cas, accept_stale=accept_stale)
+                lease = None
+            else:
+                layout.read_header()  # a wrong path is told before a lock is made
+                layout.lock()
+                opening, lease = cls._acquire(layout, cas, label)
+            volume = cls(
+                layout,
+                opening.header,
+                opening.header_bytes,
+                cas,
+                opening.record,
+                read_only=read_only,
+                cache_bytes=cache_bytes,
+                max_bytes=max_bytes,
+            )
+            volume._open_state(opening, lease, cas_timeout_s)  # noqa: SLF001
+        except BaseException:
+            if volume is not None:
+                volume.abandon()
+            layout.close()
+            raise
+        if not read_only:
+            volume._start_maintenance(commit_interval)  # noqa: SLF001
+        return volume
+
+    @staticmethod
+    def _acquire(layout: Layout, cas: Cas, label: str) -> tuple[Opening, Lease]:
+        """Choose the state, and take the lease on exactly that choice."""
+        tries = 0
+        while True:
+            tries += 1
+            opening = find_state(layout, cas)
+            record, state = opening.record, opening.state
+            try:
+                lease = cas.acquire(
+                    record.volume_id,
+                    expected=record.anchor,
+                    expected_epoch=record.epoch,
+                    adopt=Anchor(state.generation, state.tag),
+                    holder=this_process(label),
+                )
+            except AnchorMovedError:
+                if tries >= _ACQUIRE_TRIES:
+                    raise
+            else:
+                return opening, lease
+
+    def _open_state(self, opening: Opening, lease: Lease | None, cas_timeout_s: float) -> None:
+        state = opening.state
+        self.root_record = state
+        self.problems = opening.problems
+        self.stale = opening.stale
+        self.epoch = state.epoch
+        for problem in opening.problems:
+            log.warning("%s: %s", self.path, problem)
+        if lease is not None:
+            self._start_writing(lease, opening.keyring, opening.epoch_keys, state, cas_timeout_s)
+        for epoch, key in opening.epoch_keys.items():
+            self.store.add_epoch(epoch, key)
+        if lease is not None:
+            self._open_space(state)
+        self._namespace_tree = Tree(self.store, state.namespace, metadata=True)
+        try:
+            self.namespace = Namespace.open(
+                self._namespace_tree,
+                chunk_size=self.header.chunk_size,
+                read_only=self.read_only,
+                cache_bytes=self._cache_bytes // 4,
+            )
+        except ChunkError as exc:
+            message = f"namespace: bytes {exc.offset} to {exc.offset + exc.length - 1} are {exc.kind}: run fspf verify"
+            raise IntegrityError(message) from exc
+        self.contents = Contents(self.store, self.namespace, self.fail)
+        if not self.read_only and (purged := self.purge_unlinked()):
+            log.info("%d files that were unlinked but open at the last crash are gone", purged)
+
+    def _start_writing(
+        self,
+        lease: Lease,
+        keyring: Keyring,
+        epoch_keys: dict[int, SecretKey],
+        state: RootRecord | None,
+        cas_timeout_s: float,
+    ) -> None:
+        """Make this session's epoch durable before anything is sealed under it."""
+        self.epoch = lease.epoch
+        epochs = len({epoch for epoch in epoch_keys if epoch <= lease.epoch} | {lease.epoch})
+        self._commits = Commits(
+            layout=self._layout,
+            header_bytes=self._header_bytes,
+            cas=self._cas,
+            record=self.record,
+            lease=lease,
+            state=state,
+            keyring_epochs=epochs,
+            store=self.store,
+            prepare=self._prepare,
+            fail=self.fail,
+            cas_timeout_s=cas_timeout_s,
+        )
+        key = SecretKey.generate()
+        entry = KeyringRecord.wrap(self.record.key, self.record.key_version, self.header.volume_id, lease.epoch, key)
+        self._layout.append_keyring([entry], keyring)
+        self.store.begin_epoch(lease.epoch, key)
+
+    def _open_space(self, state: RootRecord) -> None:
+        """Learn which slots are free: from the map of a clean close, or by a walk in the background."""
+        if state.space_map is not None:
+            try:
+                self.store.start_map(state.space_map, state.end_of_slots)
+            except ChunkError as exc:
+                log.warning("the space map is %s and is rebuilt", exc.kind)
+            else:
+                return
+        self.store.start_unknown(state.end_of_slots)
+        self._rebuild = Rebuild(self.store, state.namespace, chunk_size=self.header.chunk_size)
+
+    # -- what stands behind it
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of a chunk."""
+        return self.header.chunk_size
+
+    @property
+    def namespace_tree(self) -> Tree:
+        """The content tree that holds the namespace database; for `fspf verify`."""
+        return self._namespace_tree
+
+    @property
+    def namespace_connection(self) -> Any:  # noqa: ANN401  # apsw.Connection; kept out of the public types
+        """The SQLite connection of the namespace; for `fspf verify`. Hold `lock`."""
+        return self.namespace.connection
+
+    @property
+    def cas(self) -> Cas:
+        """The CAS it was opened with."""
+        return self._cas
+
+    # -- committing
+
+    def commit(self) -> None:
+        """Commit everything; returns when it is anchored (strict) or durable (bounded, none).
+
+        Raises:
+            OSError: ENOSPC or an I/O error; what could not be written stays in memory and is tried again.
+            FspfError: The volume turned read-only.
+        """
+        self.check_writable()
+        assert self._commits is not None
+        self._commits.commit(everything=True)
+        with self.lock:
+            failures = self.contents.failures()
+        if failures:
+            raise failures[0]
+
+    def fsync(self, ino: Ino | None = None) -> None:
+        """Commit the data of *ino* and all metadata; other files' data may stay in memory."""
+        self.check_writable()
+        assert self._commits is not None
+        with self.lock:
+            content = self.contents.get(ino) if ino is not None else None
+            if content is not None:
+                try:
+                    self.contents.flush(content)
+                except ChunkError as exc:
+                    raise self.damaged(content.ino, exc) from None
+        self._commits.commit(everything=False)
+
+    def _prepare(self, everything: bool, closing: bool) -> Prepared | None:  # noqa: FBT001  # called by Commits only
+        """Flush what a commit takes along. COMMIT.md, steps 1 and 2."""
+        with self.lock:
+            self.check_writable()
+            if everything or closing:
+                self.contents.flush_all()
+            if not self.namespace.dirty and not self._namespace_tree.dirty and not self._force_commit:
+                return None
+            self.namespace.commit()
+            try:
+                namespace_root = ContentRoot(*self._namespace_tree.flush())
+                space_map = self._save_map() if closing else None
+            except ChunkError as exc:
+                message = f"namespace: bytes {exc.offset} to {exc.offset + exc.length - 1} are {exc.kind}: run fspf verify"
+                raise IntegrityError(message) from exc
+            except OSError:
+                self._force_commit = True  # SQLite has committed: the flush is still due
+                raise
+            self._force_commit = False
+            return Prepared(
+                namespace=namespace_root,
+                space_map=space_map,
+                files=self.namespace.files,
+                total_bytes=max(self.namespace.bytes, 0),
+                number=self.store.commit_begin(),
+            )
+
+    def _save_map(self) -> ContentRoot | None:
+        """Write the space map, if it is known and there is room for it."""
+        if self._rebuild is not None and (self._rebuild.running or self._rebuild.failure is not None):
+            return None
+        try:
+            return ContentRoot(*self.store.save_map())
+        except OSError as exc:
+            log.warning("the space map could not be saved and will be rebuilt: %s", exc)
+            return None
+
+    def fail(self, reason: str) -> None:
+        """Turn the volume read-only for good, once; what is in memory stays readable."""
+        if self.failed is None:
+            self.failed = reason
+            self._errors.append(reason)
+            log.error("%s turned read-only: %s", self.path, reason)
+
+    def _start_maintenance(self, commit_interval: float | None) -> None:
+        self._maintenance = threading.Thread(
+            target=self._maintain, args=(commit_interval,), name="fspf-maintenance", daemon=True
+        )
+        self._maintenance.start()
+
+    def _maintain(self, commit_interval: float | None) -> None:
+        """Commit by the clock, renew the lease, give freed space back."""
+        assert self._commits is not None
+        now = time.monotonic()
+        next_renewal = now + _RENEW_INTERVAL_S
+        next_commit = now + commit_interval if commit_interval is not None else float("inf")
+        while not self._stop.wait(max(0.0, min(next_renewal, next_commit) - time.monotonic())):
+            if self.failed is not None:
+                return
+            now = time.monotonic()
+            if now >= next_commit and commit_interval is not None:
+                self._commit_by_clock()
+                next_commit = time.monotonic() + commit_interval
+            if now >= next_renewal:
+                with suppress(FspfError):  # `fail` has logged it
+                    self._commits.renew()
+                next_renewal = time.monotonic() + _RENEW_INTERVAL_S
+
+    def _commit_by_clock(self) -> None:
+        assert self._commits is not None
+        try:
+            self._commits.commit(everything=True)
+            self.store.trim()
+        except (OSError, FspfError) as exc:
+            if self.failed is None:
+                self._errors.append(str(exc))
+                log.error("the commit by the clock failed and is tried again: %s", exc)  # noqa: TRY400
+
+    # -- closing
+
+    def close(self) -> None:
+        """Commit, save the space map, release the lease. Idempotent.
+
+        Raises:
+            OSError, FspfError: The last commit failed; everything committed before is safe. The files are closed all the same.
+        """
+        if self._closed:
+            return
+        self._end_threads()
+        if self.read_only:
+            self._release_files()
+            return
+        assert self._commits is not None
+        problem: BaseException | None = None
+        try:
+            if self.failed is None:
+                problem = self._last_commit()
+            else:
+                problem = FspfError(f"the volume had turned read-only: {self.failed}")
+            self._commits.stop()
+            with suppress(FspfError):  # the lease then ends by itself
+                self._commits.release()
+        finally:
+            self._release_files()
+        if problem is not None:
+            raise problem
+
+    def _last_commit(self) -> BaseException | None:
+        assert self._commits is not None
+        if self._rebuild is not None:
+            self._rebuild.wait()
+            self._force_commit = self._rebuild.failure is None  # so that the walk need not be done again
+        try:
+            self._commits.commit(everything=True, closing=True)
+            self.store.trim()
+        except (OSError, FspfError) as exc:
+            return exc
+        with self.lock:
+            failures = self.contents.failures()
+        return failures[0] if failures else None
+
+    def abandon(self) -> None:
+        """Let go as if killed: nothing is committed; only files and the lease are released."""
+        if self._closed:
+            return
+        self.failed = self.failed or "the volume was abandoned"
+        self._end_threads()
+        if self._rebuild is not None:
+            self._rebuild.stop()
+        if self._commits is not None:
+            self._commits.wait_idle()
+            self._commits.stop()
+            with suppress(FspfError):
+                self._commits.release()
+        self._release_files()
+
+    def _end_threads(self) -> None:
+        self._closed = True
+        self._stop.set()
+        if self._maintenance is not None and self._maintenance is not threading.current_thread():
+            self._maintenance.join()
+
+    def _release_files(self) -> None:
+        with self.lock:
+            if hasattr(self, "namespace"):
+                self.namespace.close()
+            self.store.close()
+            self._layout.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- looking
+
+    def check_space(self, length: int) -> None:
+        """Raise ENOSPC when *length* more bytes cannot fit."""
+        space = self.statfs()
+        if length > space.available * space.block_size:
+            raise error(errno.ENOSPC)
+
+    def statfs(self) -> StatFs:
+        """Return the space of the volume: the host's, with what is free inside the segments."""
+        host = os.statvfs(self.path)
+        stats = self.store.stats()
+        unit = self.header.chunk_size
+        used = stats["slots_used"]
+        free = host.f_bfree * host.f_frsize // unit
+        available = host.f_bavail * host.f_frsize // unit
+        with self.lock:
+            files = self.namespace.files
+        return StatFs(used + free, free, available, _FILES_LIMIT, _FILES_LIMIT - files, unit, NAME_MAX)
+
+    def status(self) -> dict[str, Any]:
+        """Return what `fspf status` shows; JSON-able."""
+        stats = self.store.stats()
+        commits = self._commits
+        state = self.root_record
+        with self.lock:
+            files, total = self.namespace.files, self.namespace.bytes
+            dirty = self.namespace.dirty or self.contents.any_changed
+        generation = commits.generation if commits else state.generation if state else 0
+        return {
+            "name": self.record.name,
+            "volume_id": self.header.volume_id.hex(),
+            "path": str(self.path),
+            "cas": self._cas.url,
+            "read_only": self.read_only or self.failed is not None,
+            "failed": self.failed,
+            "generation": generation,
+            "anchored_generation": commits.anchor.generation if commits else self.record.anchor.generation,
+            "epoch": self.epoch,
+            "freshness": str(self.record.freshness),
+            "dirty": dirty,
+            "dirty_bytes": stats["dirty_bytes"],
+            "files": files,
+            "bytes": total,
+            "chunk_size": self.header.chunk_size,
+            "slots_used": stats["slots_used"],
+            "slots_free": stats["slots_free"],
+            "segments": stats["segments"],
+            "rebuilding": self._rebuild is not None and self._rebuild.running,
+            "commits": commits.count if commits else 0,
+            "errors": list(self._errors),
+            "problems": list(self.problems),
+        }
+
