@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fspf.core.anchor import Cas
 
-__version__ = "0.1.0"
+from fspf._version import __version__
 
 __all__ = [
     "CasError",
@@ -34,6 +34,7 @@ __all__ = [
     "LeaseError",
     "Volume",
     "WrongKeyError",
+    "__version__",
     "create",
     "open",
 ]
@@ -42,12 +43,12 @@ __all__ = [
 def _cas(cas: str | Cas | None) -> Cas:
     if cas is not None and not isinstance(cas, str):
         return cas
-    from fspf.cas import open_cas  # noqa: PLC0415  # only who names no CAS of his own needs it
+    from fspf.cas import open_cas  # only who names no CAS of his own needs it
 
     return open_cas(cas)
 
 
-def create(path: str | bytes | os.PathLike[str], cas: str | Cas | None = None, **options: Any) -> Volume:  # noqa: ANN401
+def create(path: str | bytes | os.PathLike[str], cas: str | Cas | None = None, **options: Any) -> Volume:
     """Make an empty volume at *path* and return it open for writing.
 
     Args:
@@ -63,7 +64,7 @@ def open(  # noqa: A001  # the name a Python user expects
     cas: str | Cas | None = None,
     *,
     read_only: bool = False,
-    **options: Any,  # noqa: ANN401
+    **options: Any,
 ) -> Volume:
     """Open the newest state of the volume at *path*.
 

@@ -610,7 +610,7 @@ class InodeVolume:
             return names
 
     def setxattr(self, ino: Ino, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set a value; flags as setxattr(2). OSError EEXIST, ENODATA, E2BIG, ENOSPC, EOPNOTSUPP."""
+        """Set a value, with the flags of that system call. OSError EEXIST, ENODATA, E2BIG, ENOSPC, EOPNOTSUPP."""
         self._check_xattr(name, value)
         with self.lock:
             self.check_writable()

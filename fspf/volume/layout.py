@@ -113,7 +113,9 @@ class Layout:
                 message = f"{self.path} holds a volume already: choose another name, or delete it first"
                 raise VolumeExistsError(message) from None
             if foreign := sorted(names - _OWN_NAMES):
-                message = f"{self.path} is not empty ({foreign[0]!r} is in it): choose another name or an empty directory"
+                message = (
+                    f"{self.path} is not empty ({foreign[0]!r} is in it): choose another name or an empty directory"
+                )
                 raise VolumeExistsError(message) from None
             self.lock()
             self._clear()

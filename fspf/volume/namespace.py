@@ -329,7 +329,10 @@ class Namespace:
                 if row is None:
                     return b""
                 if row.is_dir and row.parent is not None:
-                    question, values = "SELECT parent, name FROM dirent WHERE parent = ? AND ino = ?", (row.parent, here)
+                    question, values = (
+                        "SELECT parent, name FROM dirent WHERE parent = ? AND ino = ?",
+                        (row.parent, here),
+                    )
                 else:
                     question, values = "SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1", (here,)
                 with self.translated():

@@ -9,12 +9,21 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fspf.core.errors import FormatError, FreshnessError, IntegrityError, UnsupportedFormatError, WrongKeyError
+from fspf.core.anchor import Anchor
+from fspf.core.errors import (
+    AnchorMovedError,
+    FormatError,
+    FreshnessError,
+    IntegrityError,
+    UnsupportedFormatError,
+    WrongKeyError,
+)
 from fspf.core.format import RootFrame, RootRecord
 from fspf.core.freshness import choose_root
+from fspf.volume.holder import this_process
 
 if TYPE_CHECKING:
-    from fspf.core.anchor import Cas, CasRecord
+    from fspf.core.anchor import Cas, CasRecord, Lease
     from fspf.core.format import Header, Keyring
     from fspf.volume.layout import Layout
     from fspf_native import SecretKey
@@ -65,6 +74,33 @@ def find_state(layout: Layout, cas: Cas, *, accept_stale: bool = False) -> Openi
                 raise
 
 
+def acquire_state(layout: Layout, cas: Cas, label: str) -> tuple[Opening, Lease]:
+    """Choose the state and take the lease on exactly that choice.
+
+    Raises:
+        LeaseHeldError: Somebody writes.
+        FspfError: As `find_state`.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        opening = find_state(layout, cas)
+        record, state = opening.record, opening.state
+        try:
+            lease = cas.acquire(
+                record.volume_id,
+                expected=record.anchor,
+                expected_epoch=record.epoch,
+                adopt=Anchor(state.generation, state.tag),
+                holder=this_process(label),
+            )
+        except AnchorMovedError:
+            if tries >= _TRIES:
+                raise
+        else:
+            return opening, lease
+
+
 def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasRecord, *, accept_stale: bool) -> Opening:
     problems: list[str] = []
     claimed: list[RootRecord] = []
@@ -81,7 +117,9 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
             frame = RootFrame.parse(raw)
             if frame.key_version != record.key_version:
                 other_versions.append(frame.key_version)
-                problems.append(f"{name}: sealed under version {frame.key_version} of the volume key, the CAS has {record.key_version}")
+                problems.append(
+                    f"{name}: sealed under version {frame.key_version} of the volume key, the CAS has {record.key_version}"
+                )
                 continue
             claimed.append(frame.open(record.key, header_bytes))
         except FormatError as exc:  # torn, or no frame at all
@@ -146,5 +184,3 @@ def _open_keyring(header: Header, record: CasRecord, keyring: Keyring) -> tuple[
         except WrongKeyError as exc:
             problems.append(str(exc))
     return found, problems
-
-

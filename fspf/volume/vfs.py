@@ -3,6 +3,7 @@
 Atomicity is not its business: SQLite journals in memory, and the volume's commit makes the pages durable.
 """
 
+# ruff: noqa: N802  # apsw names the methods
 from __future__ import annotations
 
 import itertools
@@ -90,7 +91,9 @@ class _TreeVfs(apsw.VFS):
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> TreeFile:  # type: ignore[override]  # duck-typed by apsw
         if str(name if not isinstance(name, apsw.URIFilename) else name.filename()) != DATABASE_NAME:
-            message = "the namespace keeps everything in one file"  # no journal, no temporary file: no plaintext outside
+            message = (
+                "the namespace keeps everything in one file"  # no journal, no temporary file: no plaintext outside
+            )
             raise apsw.CantOpenError(message)
         flags[1] = flags[0]
         return self._file
@@ -138,5 +141,5 @@ class TreeDatabase:
 
     def close(self) -> None:
         """Close the connection; changes that were not committed are dropped."""
-        self.connection.close(True)  # noqa: FBT003  # apsw takes it by position
+        self.connection.close(True)  # apsw takes it by position
         self._vfs.unregister()

@@ -12,11 +12,9 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from fspf.core.anchor import Anchor
-from fspf.core.errors import AnchorMovedError, FspfError, IntegrityError
+from fspf.core.errors import FspfError, IntegrityError
 from fspf.core.format import DEFAULT_CHUNK_SIZE, DEFAULT_SEGMENT_SLOTS, Header, Keyring, KeyringRecord
 from fspf.core.freshness import Freshness
 from fspf.core.types import VOLUME_ID_LEN, ContentRoot, Ino
@@ -27,11 +25,12 @@ from fspf.volume.holder import this_process
 from fspf.volume.inodes import NAME_MAX, InodeVolume, StatFs, error
 from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
-from fspf.volume.opening import Opening, find_state
+from fspf.volume.opening import Opening, acquire_state, find_state
 from fspf.volume.rebuild import Rebuild
 from fspf_native import ChunkError, SecretKey, Store, Tree
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from fspf.core.anchor import Cas, CasRecord, Lease
@@ -42,7 +41,6 @@ log = logging.getLogger(__name__)
 DEFAULT_CACHE_BYTES: Final = 32 << 20  # of content-tree nodes; the namespace's pages get a quarter more
 DEFAULT_COMMIT_INTERVAL_S: Final = 5.0
 _RENEW_INTERVAL_S: Final = 15.0  # a quarter of the embedded CAS's lease
-_ACQUIRE_TRIES: Final = 5
 _FILES_LIMIT: Final = 2**48  # what statfs shows as the number of possible inodes
 
 
@@ -89,6 +87,7 @@ class Volume(InodeVolume, Files):
         self._stop = threading.Event()
         self._closed = False
         self._force_commit = False
+        self._map_is_saved = False  # the newest root record names a space map
         self._errors: deque[str] = deque(maxlen=20)
         self.store = Store(
             str(layout.segments),
@@ -152,14 +151,14 @@ class Volume(InodeVolume, Files):
             volume = cls(
                 layout, header, header_bytes, cas, record, read_only=False, cache_bytes=cache_bytes, max_bytes=max_bytes
             )
-            volume._start_writing(lease, Keyring((), (), repair=True), {}, None, cas_timeout_s)  # noqa: SLF001
+            volume._start_writing(lease, Keyring((), (), repair=True), {}, None, cas_timeout_s)
             volume.store.start_empty()
-            volume._namespace_tree = Tree(volume.store, metadata=True)  # noqa: SLF001
+            volume._namespace_tree = Tree(volume.store, metadata=True)
             umask = os.umask(0)
             os.umask(umask)
             root = volume.new_root_row(0o777 & ~umask, os.geteuid(), os.getegid())
             volume.namespace = Namespace.create(
-                volume._namespace_tree,  # noqa: SLF001
+                volume._namespace_tree,
                 chunk_size=chunk_size,
                 cache_bytes=cache_bytes // 4,
                 root=root,
@@ -176,7 +175,7 @@ class Volume(InodeVolume, Files):
                     cas.remove(header.volume_id)
             layout.discard(made_directory=made_directory)
             raise
-        volume._start_maintenance(commit_interval)  # noqa: SLF001
+        volume._start_maintenance(commit_interval)
         return volume
 
     # -- opening
@@ -218,7 +217,7 @@ class Volume(InodeVolume, Files):
             else:
                 layout.read_header()  # a wrong path is told before a lock is made
                 layout.lock()
-                opening, lease = cls._acquire(layout, cas, label)
+                opening, lease = acquire_state(layout, cas, label)
             volume = cls(
                 layout,
                 opening.header,
@@ -229,37 +228,15 @@ class Volume(InodeVolume, Files):
                 cache_bytes=cache_bytes,
                 max_bytes=max_bytes,
             )
-            volume._open_state(opening, lease, cas_timeout_s)  # noqa: SLF001
+            volume._open_state(opening, lease, cas_timeout_s)
         except BaseException:
             if volume is not None:
                 volume.abandon()
             layout.close()
             raise
         if not read_only:
-            volume._start_maintenance(commit_interval)  # noqa: SLF001
+            volume._start_maintenance(commit_interval)
         return volume
-
-    @staticmethod
-    def _acquire(layout: Layout, cas: Cas, label: str) -> tuple[Opening, Lease]:
-        """Choose the state, and take the lease on exactly that choice."""
-        tries = 0
-        while True:
-            tries += 1
-            opening = find_state(layout, cas)
-            record, state = opening.record, opening.state
-            try:
-                lease = cas.acquire(
-                    record.volume_id,
-                    expected=record.anchor,
-                    expected_epoch=record.epoch,
-                    adopt=Anchor(state.generation, state.tag),
-                    holder=this_process(label),
-                )
-            except AnchorMovedError:
-                if tries >= _ACQUIRE_TRIES:
-                    raise
-            else:
-                return opening, lease
 
     def _open_state(self, opening: Opening, lease: Lease | None, cas_timeout_s: float) -> None:
         state = opening.state
@@ -327,6 +304,7 @@ class Volume(InodeVolume, Files):
             except ChunkError as exc:
                 log.warning("the space map is %s and is rebuilt", exc.kind)
             else:
+                self._map_is_saved = True
                 return
         self.store.start_unknown(state.end_of_slots)
         self._rebuild = Rebuild(self.store, state.namespace, chunk_size=self.header.chunk_size)
@@ -344,7 +322,7 @@ class Volume(InodeVolume, Files):
         return self._namespace_tree
 
     @property
-    def namespace_connection(self) -> Any:  # noqa: ANN401  # apsw.Connection; kept out of the public types
+    def namespace_connection(self) -> Any:  # apsw.Connection; kept out of the public types
         """The SQLite connection of the namespace; for `fspf verify`. Hold `lock`."""
         return self.namespace.connection
 
@@ -389,19 +367,23 @@ class Volume(InodeVolume, Files):
             self.check_writable()
             if everything or closing:
                 self.contents.flush_all()
-            if not self.namespace.dirty and not self._namespace_tree.dirty and not self._force_commit:
+            changed = self.namespace.dirty or self._namespace_tree.dirty or self._force_commit
+            if not changed and (not closing or self._map_is_saved or not self._can_save_map):
                 return None
             self.namespace.commit()
             try:
                 namespace_root = ContentRoot(*self._namespace_tree.flush())
                 space_map = self._save_map() if closing else None
             except ChunkError as exc:
-                message = f"namespace: bytes {exc.offset} to {exc.offset + exc.length - 1} are {exc.kind}: run fspf verify"
+                message = (
+                    f"namespace: bytes {exc.offset} to {exc.offset + exc.length - 1} are {exc.kind}: run fspf verify"
+                )
                 raise IntegrityError(message) from exc
             except OSError:
                 self._force_commit = True  # SQLite has committed: the flush is still due
                 raise
             self._force_commit = False
+            self._map_is_saved = space_map is not None
             return Prepared(
                 namespace=namespace_root,
                 space_map=space_map,
@@ -410,9 +392,14 @@ class Volume(InodeVolume, Files):
                 number=self.store.commit_begin(),
             )
 
+    @property
+    def _can_save_map(self) -> bool:
+        """Tell whether the store knows all free slots."""
+        return self._rebuild is None or (not self._rebuild.running and self._rebuild.failure is None)
+
     def _save_map(self) -> ContentRoot | None:
         """Write the space map, if it is known and there is room for it."""
-        if self._rebuild is not None and (self._rebuild.running or self._rebuild.failure is not None):
+        if not self._can_save_map:
             return None
         try:
             return ContentRoot(*self.store.save_map())
@@ -494,7 +481,6 @@ class Volume(InodeVolume, Files):
         assert self._commits is not None
         if self._rebuild is not None:
             self._rebuild.wait()
-            self._force_commit = self._rebuild.failure is None  # so that the walk need not be done again
         try:
             self._commits.commit(everything=True, closing=True)
             self.store.trim()
@@ -597,4 +583,3 @@ class Volume(InodeVolume, Files):
             "errors": list(self._errors),
             "problems": list(self.problems),
         }
-
