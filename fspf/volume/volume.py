@@ -22,7 +22,7 @@ from fspf.volume.commit import CAS_TIMEOUT_S, Commits, Prepared
 from fspf.volume.contents import Contents
 from fspf.volume.files import Files
 from fspf.volume.holder import this_process
-from fspf.volume.inodes import NAME_MAX, InodeVolume, StatFs, error
+from fspf.volume.inodes import NAME_MAX, StatFs, error
 from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
 from fspf.volume.opening import Opening, acquire_state, find_state
@@ -44,7 +44,7 @@ _RENEW_INTERVAL_S: Final = 15.0  # a quarter of the embedded CAS's lease
 _FILES_LIMIT: Final = 2**48  # what statfs shows as the number of possible inodes
 
 
-class Volume(InodeVolume, Files):
+class Volume(Files):
     """One open volume. Thread-safe. Use `Volume.create` and `Volume.open`, and `close` at the end.
 
     Attributes:
