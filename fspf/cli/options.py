@@ -11,7 +11,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from fspf.core.errors import NotAVolumeError, UsageError, WrongKeyError
+from fspf.core.errors import FspfError, IntegrityError, LeaseError, NotAVolumeError, UsageError, WrongKeyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -208,7 +208,30 @@ def opened(args: argparse.Namespace, path: str, label: str, *, read_only: bool =
     with connected(args) as cas:
         volume = Volume.open(path, cas, read_only=read_only, label=label, commit_interval=None)
         with closing(volume):
-            yield volume
+            try:
+                yield volume
+            except IntegrityError as exc:
+                if read_only and moved(volume):
+                    raise WrittenMeanwhileError from exc
+                raise
+
+
+class WrittenMeanwhileError(LeaseError):
+    """A writer replaced what we were reading. Not damage, as far as anybody can tell."""
+
+    retryable = True
+
+    def __str__(self) -> str:
+        """Say so."""
+        return "somebody wrote to the volume while it was read, and replaced what was to be read: run the command again"
+
+
+def moved(volume: Volume) -> bool:
+    """Tell whether somebody committed since *volume* was opened for reading."""
+    try:
+        return volume.cas.fetch(volume.header.volume_id).anchor != volume.record.anchor
+    except FspfError:
+        return False
 
 
 @contextmanager
