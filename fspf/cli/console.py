@@ -300,16 +300,17 @@ class ProgressBar:
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
             from rich.progress import TransferSpeedColumn as Speed
 
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
+            text, detail = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}")
+            columns = (text, BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn(), detail)
             self._rich = Progress(*columns, console=RichConsole(stderr=True), transient=True)
-            self._task = self._rich.add_task(self._label, total=None)
+            self._task = self._rich.add_task(self._label, total=None, detail="")
             self._rich.start()
         return self
 
-    def __call__(self, done: int, total: int | None = None) -> None:
+    def __call__(self, done: int, total: int | None = None, detail: str = "") -> None:
         """Show that *done* bytes of *total* are finished."""
         if self._rich is not None:
-            self._rich.update(self._task, completed=done, total=total)
+            self._rich.update(self._task, completed=done, total=total, detail=detail)
 
     def pause(self) -> None:
         """Take the bar away so that a message gets a clean line; it comes back with the next update."""
