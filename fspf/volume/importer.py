@@ -222,21 +222,21 @@ class _Importer:
 
     def _report(self, path: bytes) -> None:
         if self._progress is not None:
-            self._progress(Progress(self.summary.entries, self.summary.content_bytes, path))
+            self._progress(Progress(self.summary.entries, self.summary.bytes, path))
 
     # -- commits on the way
 
     def _commit_sometimes(self) -> None:
         summary = self.summary
         if (
-            summary.copied_bytes - self._bytes_committed < self.commit_bytes
+            summary.data_bytes - self._bytes_committed < self.commit_bytes
             and summary.entries + summary.removed - self._entries_committed < self.commit_entries
         ):
             return
         self._end_commit()
         if self._commit_failure is not None:
             raise self._commit_failure
-        self._bytes_committed = summary.copied_bytes
+        self._bytes_committed = summary.data_bytes
         self._entries_committed = summary.entries + summary.removed
         self._committing = threading.Thread(target=self._commit, name="fspf-import-commit")
         self._committing.start()
@@ -356,8 +356,8 @@ class _Importer:
 
     def _count_file(self, path: bytes, size: int, copied: int, error: str | None) -> None:
         self.summary.files += 1
-        self.summary.content_bytes += size
-        self.summary.copied_bytes += copied
+        self.summary.bytes += size
+        self.summary.data_bytes += copied
         if error is not None:
             self.summary.error(path, error)
 

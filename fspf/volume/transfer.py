@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 from fspf.core.errors import FspfError, IntegrityError
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Iterator
 
 _MAX_KEPT: Final = 1000  # problems of one kind that are kept in full; the rest is counted
@@ -39,8 +40,8 @@ class Progress:
     """How far it is; given to a callback now and then."""
 
     entries: int
-    content_bytes: int
-    path: bytes  # directory that is worked on
+    bytes: int  # of content
+    path: builtins.bytes  # directory that is worked on
 
 
 @dataclass(slots=True)
@@ -48,8 +49,8 @@ class Summary:
     """What was done.
 
     Attributes:
-        content_bytes: Sum of the sizes of regular files.
-        copied_bytes: What of it was copied: neither hole nor unchanged.
+        bytes: Sum of the sizes of regular files.
+        data_bytes: What of it was copied: neither hole nor unchanged.
         warnings: Things left out on purpose, or refused by the host; by kind.
         errors: Things that are missing or wrong in the result.
         damaged: Subset of `errors` that comes from damage in the volume.
@@ -60,8 +61,8 @@ class Summary:
     symlinks: int = 0
     special: int = 0  # devices, fifos
     hard_links: int = 0  # names beyond the first
-    content_bytes: int = 0
-    copied_bytes: int = 0
+    bytes: int = 0
+    data_bytes: int = 0
     unchanged: int = 0
     updated: int = 0
     removed: int = 0
@@ -81,15 +82,15 @@ class Summary:
             return IntegrityError.exit_code
         return FspfError.exit_code if self.errors else 0
 
-    def warn(self, path: bytes, message: str) -> None:
+    def warn(self, path: builtins.bytes, message: str) -> None:
         self._keep(self.warnings, Problem(path or b".", message))
 
-    def error(self, path: bytes, error: BaseException | str) -> None:
+    def error(self, path: builtins.bytes, error: BaseException | str) -> None:
         if isinstance(error, OSError):
             error = error.strerror or str(error)
         self._keep(self.errors, Problem(path or b".", str(error)))
 
-    def damage(self, path: bytes, error: IntegrityError) -> None:
+    def damage(self, path: builtins.bytes, error: IntegrityError) -> None:
         problem = Problem(path or b".", str(error))
         self._keep(self.errors, problem)
         self._keep(self.damaged, problem)
@@ -102,7 +103,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what --json shows."""
-        numbers = ("directories", "files", "symlinks", "special", "hard_links", "content_bytes", "copied_bytes")
+        numbers = ("directories", "files", "symlinks", "special", "hard_links", "bytes", "data_bytes")
         changes = ("unchanged", "updated", "removed", "not_kept")
         result: dict[str, Any] = {name: getattr(self, name) for name in numbers + changes}
         for name in ("warnings", "errors", "damaged"):
