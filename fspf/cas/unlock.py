@@ -95,13 +95,21 @@ class Unlock:
         argon2 = Argon2.fresh()
         return cls(argon2.key(passphrase).wrap(master, _aad(argon2)), argon2)
 
+    def fits(self, file_key: SecretKey) -> bool:
+        """Tell whether *file_key* opens the master key."""
+        try:
+            self.open_with_key(file_key)
+        except WrongKeyError:
+            return False
+        return True
+
     def open_with_key(self, file_key: SecretKey) -> SecretKey:
         """Return the master key.
 
         Raises:
             WrongKeyError: *file_key* is not the one it was wrapped under.
         """
-        return self._unwrap(file_key, "the key file is not the one that belongs to this CAS: put the right one back")
+        return self._unwrap(file_key, "the key file is not the one of this CAS")
 
     def open_with_passphrase(self, passphrase: bytes) -> SecretKey:
         """Return the master key.
