@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fspf.cli.console import printable
 from fspf.cli.options import add_common, ask_passphrase, connected, descriptor, nonempty, read_passphrase
 from fspf.cli.passwd import ask_twice
-from fspf.core.errors import FspfError, UnknownVolumeError, UsageError, VolumeExistsError
+from fspf.core.errors import FspfError, LeaseHeldError, UnknownVolumeError, UsageError, VolumeExistsError
 
 if TYPE_CHECKING:
     import argparse
@@ -245,8 +245,13 @@ def _import(args: Namespace, console: Console) -> int:
 
 
 def _remove(args: Namespace, console: Console) -> int:
+    from fspf.cas.liveness import holder_is_gone
+
     with connected(args) as cas:
         record = find_record(cas, args.volume)
+        lease = record.lease
+        if lease is not None and lease.expires_ns > time.time_ns() and not holder_is_gone(lease.holder):
+            raise LeaseHeldError(lease.holder)
         what = f"{record.name!r} ({record.volume_id.hex()}, generation {record.anchor.generation})"
         question = f"remove the key of {what}? Without an export, its data is lost for good"
         if not args.yes and not console.confirm(question):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import sys
 from contextlib import contextmanager
@@ -242,6 +243,37 @@ class Console:
 
 def _binary(stream: Any) -> IO[bytes] | None:
     return getattr(stream, "buffer", None)
+
+
+class LogHandler(logging.Handler):
+    """Shows what the engine logs as messages of the command."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.DEBUG if console.debug else logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        if record.levelno >= logging.ERROR:
+            level = "error"
+        else:
+            level = "warning" if record.levelno >= logging.WARNING else "debug"
+        self._console.complain(level, " ".join(record.getMessage().split("\n")))
+
+
+@contextmanager
+def logged(console: Console) -> Iterator[None]:
+    """Show what `fspf` logs within the block."""
+    logger, handler = logging.getLogger("fspf"), LogHandler(console)
+    level = logger.level
+    logger.addHandler(handler)
+    if console.debug:
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 class Listing:

@@ -158,9 +158,11 @@ def remove_leftovers(path: str, cas: Cas, console: Console) -> None:
         try:
             with open(os.path.join(leftover, "lock"), "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                ids = [Layout(leftover).read_header()[0].volume_id]
+                ids: list[bytes] = []
+                with suppress(FspfError):  # killed before there was a header
+                    ids.append(Layout(leftover).read_header()[0].volume_id)
                 _discard(leftover, ids, cas)
-        except (OSError, FspfError):  # somebody is at it, or it is none of ours
+        except OSError:  # somebody is at it, or it is none of ours
             continue
         console.note(f"{leftover} was left by a command that was killed; it is removed")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from fspf._version import __version__
 from fspf.cli.boundary import guard
-from fspf.cli.console import Console
+from fspf.cli.console import Console, logged
 from fspf.cli.options import DEFAULTS, add_common
 from fspf.core.errors import UsageError
 
@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "rekey": "give a volume a new key",
     "cas": "show, export, import or remove records of the CAS",
 }
+_LOGS_ITSELF: Final = {"mount"}  # to syslog or a file
 _EPILOG: Final = """\
 exit codes: 0 done, 1 error, 2 usage, 20 integrity, 21 freshness, 22 lease held elsewhere,
 23 CAS unreachable or unknown volume, 24 wrong key or passphrase, 130 interrupted, 143 terminated
@@ -116,6 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def action() -> int:
         args = build_parser().parse_args(words, argparse.Namespace(**DEFAULTS))
         console.as_json, console.quiet, console.debug = args.as_json, args.quiet, args.debug
-        return int(args.run(args, console))
+        if args.command in _LOGS_ITSELF:
+            return int(args.run(args, console))
+        with logged(console):
+            return int(args.run(args, console))
 
     return guard(console, action)
