@@ -43,7 +43,7 @@ def guard(console: Console, action: Callable[[], int]) -> int:
     except ReaderGoneError as exc:
         return exc.exit_code
     except SystemExit as exc:  # --help and --version
-        return _finish_help(console, exc)
+        return exc.code if isinstance(exc.code, int) else EXIT_OK
     except FspfError as exc:
         _trace(console)
         _report(console, exc, exc.exit_code)
@@ -107,17 +107,6 @@ def _report(console: Console, exc: BaseException, exit_code: int, message: str |
 def _trace(console: Console) -> None:
     if console.debug and sys.stderr is not None:
         traceback.print_exc()
-
-
-def _finish_help(console: Console, exc: SystemExit) -> int:
-    """Return the exit code that argparse wants, if its text reached the reader."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        console.flush()
-    except (OSError, OutputError):
-        return EXIT_ERROR
-    return exc.code if isinstance(exc.code, int) else EXIT_OK
 
 
 @contextmanager

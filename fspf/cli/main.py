@@ -48,6 +48,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write help or version, and notice when that is not possible."""
+        console = Console()
+        console.write(message.encode("utf-8", "backslashreplace"))
+        console.flush()
+
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments."""
         text = f"{message}; try {self.prog} --help"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import xxhash
 
-from fspf.core.errors import FormatError, TornError
+from fspf.core.errors import FormatError, IntegrityError, TornError
 from fspf.core.format import (
     CHECKSUM_ENTRY_LEN,
     KEYRING_RECORD_LEN,
@@ -123,6 +123,8 @@ class _Scrub:
             yield Finding(HEADER.encode(), 0, 0, "torn", str(exc))
         except FormatError as exc:
             yield Finding(HEADER.encode(), 0, 0, "tampered", str(exc))
+        except IntegrityError as exc:
+            yield Finding(HEADER.encode(), 0, 0, "missing", str(exc))
         else:
             self._chunk_size, self._segment_slots = header.chunk_size, header.segment_slots
             self._totals.files += 1
@@ -155,7 +157,7 @@ class _Scrub:
         epochs: list[int] = []
         for name in ROOT_NAMES:
             raw = self._small_file(name)
-            if raw is None:
+            if raw is None or (name == ROOT_NAMES[0] and self._newest_epoch <= 1 and not any(raw)):
                 absent.append(name)
                 continue
             self._totals.files += 1
@@ -169,7 +171,7 @@ class _Scrub:
                 yield Finding(name.encode(), 0, ROOT_LEN, "tampered", str(exc))
         self._newest_epoch = max(self._newest_epoch, *epochs, 0)
         for name in absent:
-            if name == ROOT_NAMES[0] and epochs == [1]:
+            if name == ROOT_NAMES[0] and self._newest_epoch <= 1:
                 self._totals.notes.append(f"{name} is not there, as it must be while a new volume has one commit only")
             else:
                 yield Finding(name.encode(), 0, ROOT_LEN, "missing", "this root record is not there")
