@@ -1,0 +1,125 @@
+"""What can be asked of a live mount: two virtual extended attributes of its root directory.
+
+Neither is listed. Their names are in `protocol`, the other side in `client`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from fspf._version import __version__
+from fspf.core.errors import FspfError
+from fspf.mount.protocol import describe
+from fspf.mount.system import start_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fspf.volume.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_MAX_STATUS: Final = 60_000  # bytes; the kernel allows 65536
+
+
+class Control:
+    """Answers questions about one mount, to its owner and to root.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        *,
+        mountpoint: str,
+        options: tuple[str, ...] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._volume = volume
+        self._clock = clock
+        self._started = clock()
+        self._owner = os.geteuid()
+        self._last_error: dict[str, Any] | None = None
+        self._waiting: list[int] = []  # write ends of pipes: who wants to hear how it ended
+        self._constant: dict[str, Any] = {
+            "mountpoint": mountpoint,
+            "options": list(options),
+            "pid": os.getpid(),
+            "pid_start": start_of(os.getpid()),
+            "version": __version__,
+        }
+
+    def document(self) -> dict[str, Any]:
+        """Return the state of volume and mount; JSON-able."""
+        return {
+            **self._volume.status(),
+            **self._constant,
+            "uptime_s": round(self._clock() - self._started, 1),
+            "last_error": self._last_error,
+        }
+
+    def status(self, uid: int) -> bytes:
+        """Return the value of `user.fspf.status`. OSError EPERM for others than owner and root."""
+        self._check(uid)
+        document = self.document()
+        raw = json.dumps(document).encode("ascii")
+        while len(raw) > _MAX_STATUS and (document["errors"] or document["problems"]):
+            document["errors"], document["problems"] = document["errors"][1:], document["problems"][1:]
+            raw = json.dumps(document).encode("ascii")
+        return raw
+
+    async def command(self, uid: int, pid: int, value: bytes) -> None:
+        """Carry out what was written to `user.fspf.control`.
+
+        ``commit``: commit everything; returns when it is anchored.
+        ``farewell N``: write one JSON line about the end to the caller's file descriptor N when it has come.
+
+        Raises:
+            OSError: EPERM for others than owner and root; EINVAL for another command.
+            FspfError: The commit failed.
+        """
+        self._check(uid)
+        verb, _, argument = value.strip().partition(b" ")
+        if verb == b"commit" and not argument:
+            if not self._volume.read_only:
+                await trio.to_thread.run_sync(self._commit)
+        elif verb == b"farewell" and argument.isdigit():
+            self._waiting.append(os.open(f"/proc/{pid}/fd/{int(argument)}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        else:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def _check(self, uid: int) -> None:
+        if uid not in {0, self._owner}:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def _commit(self) -> None:
+        try:
+            self._volume.commit()
+        except (OSError, FspfError) as exc:
+            self.note_error(exc)
+            raise
+        self._last_error = None
+
+    def note_error(self, exc: BaseException) -> None:
+        """Remember why something failed, in the words that a user shall read."""
+        self._last_error = describe(exc)
+
+    def say_farewell(self, document: dict[str, Any]) -> None:
+        """Tell everybody who asked how the mount ended."""
+        line = json.dumps(document).encode("ascii") + b"\n"
+        for descriptor in self._waiting:
+            with suppress(OSError):
+                os.write(descriptor, line)
+            with suppress(OSError):
+                os.close(descriptor)
+        self._waiting.clear()

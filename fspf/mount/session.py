@@ -1,0 +1,251 @@
+"""One mount from opening the volume to its last commit: mounting, signals, and the order of shutdown.
+
+Requests are `operations`; becoming a daemon, and telling the caller, `daemon`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import stat
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+import pyfuse3
+import trio
+
+from fspf.core.errors import FspfError
+from fspf.mount.control import Control
+from fspf.mount.operations import Operations
+from fspf.mount.place import refuse_nesting
+from fspf.mount.protocol import describe
+from fspf.mount.system import (
+    FSTYPE,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_POSIXACL,
+    MS_RDONLY,
+    mount,
+    notify_systemd,
+    set_read_ahead,
+    sync_filesystem,
+    unmount,
+    users_of,
+)
+from fspf.volume.volume import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from fspf.core.anchor import Cas
+    from fspf.mount.place import Plan
+
+log = logging.getLogger(__name__)
+
+_SQLITE_URL: Final = "sqlite://"
+_GRACE_S: Final = 5.0  # for users of a mount that a signal ends
+_READ_AHEAD_KIB: Final = 4096
+_MAX_TASKS: Final = 256  # requests under way, almost all of them waiting for commits
+
+
+async def serve(plan: Plan, open_cas: Callable[[], Cas], on_live: Callable[[], None]) -> None:
+    """Open the volume, mount it, serve it until it is unmounted, commit, and let go of everything.
+
+    Args:
+        open_cas: Called once; the CAS is closed here.
+        on_live: Called when the mount answers; what it raises ends the mount.
+
+    Raises:
+        FspfError, OSError: Before `on_live` was called: nothing is mounted. After it: the last commit failed.
+        BaseExceptionGroup: The file system broke; its mountpoint answers ENOTCONN.
+    """
+    options = plan.options
+    async with AsyncExitStack() as stack:  # what is entered first is left last
+        cas = open_cas()
+        stack.callback(cas.close)
+        if cas.url.startswith(_SQLITE_URL):
+            refuse_nesting(cas.url[len(_SQLITE_URL) :], plan.mountpoint, "the CAS")
+        volume = Volume.open(
+            plan.volume,
+            cas,
+            read_only=options.read_only,
+            label=plan.label,
+            cache_bytes=options.cache_bytes,
+            commit_interval=options.commit_interval_s,
+        )
+        control = Control(volume, mountpoint=plan.mountpoint, options=options.words)
+
+        def farewell(
+            _kind: type[BaseException] | None, exc: BaseException | None, _trace: TracebackType | None
+        ) -> None:
+            control.say_farewell({"ok": exc is None, "error": None if exc is None else describe(single(exc))})
+
+        stack.push(farewell)  # after the volume is closed: its last commit is anchored, or *exc* says why not
+        stack.callback(volume.close)
+        os.chdir("/")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # from here on only `_Session` listens, and nothing hurries the end
+        operations = Operations(volume, control, atime=options.atime)
+        stack.callback(operations.forget_all)
+        session = _Session(plan, operations, on_live)
+        session.mount(read_only=volume.read_only)
+        stack.callback(session.close)
+        log.info("%s is mounted on %s", plan.volume, plan.mountpoint)
+        await session.run()
+        log.info("%s is unmounted, the last commit begins", plan.mountpoint)
+    log.info("the end: everything is committed")
+
+
+def single(exc: BaseException) -> BaseException:
+    """Return the one exception that a group consists of, or the group."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
+class _Session:
+    """The connection to the kernel."""
+
+    def __init__(self, plan: Plan, operations: Operations, on_live: Callable[[], None]) -> None:
+        self._plan = plan
+        self._operations = operations
+        self._on_live = on_live
+        self._live = False
+        self._left = trio.Event()  # the connection has ended
+        self._leaving = False
+
+    # -- mounting
+
+    def mount(self, *, read_only: bool) -> None:
+        """Mount. Requests wait until `run`.
+
+        Raises:
+            FspfError, OSError: The kernel or fusermount3 refused.
+        """
+        descriptor = self._mount_as_root(read_only=read_only) if os.geteuid() == 0 else None
+        if descriptor is not None:
+            pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
+            return
+        try:
+            pyfuse3.init(self._operations, self._plan.mountpoint, self._fusermount_options(read_only=read_only))
+        except RuntimeError as exc:
+            message = (
+                f"fusermount3 could not mount on {self._plan.mountpoint!r}: is /dev/fuse there and may you use it?"
+            )
+            raise FspfError(message) from exc
+
+    def _mount_as_root(self, *, read_only: bool) -> int | None:
+        """mount(2) ourselves, which can ask for what fusermount3 cannot; None if we may not."""
+        options = self._plan.options
+        flags = MS_POSIXACL
+        for wanted, flag in (
+            (read_only, MS_RDONLY),
+            (not options.suid, MS_NOSUID),
+            (not options.dev, MS_NODEV),
+            (not options.exec, MS_NOEXEC),
+        ):
+            flags |= flag if wanted else 0
+        try:
+            descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as exc:
+            message = (
+                f"/dev/fuse cannot be opened: {exc.strerror}: load the fuse module, or give the container the device"
+            )
+            raise FspfError(message) from exc
+        words = [
+            f"fd={descriptor}",
+            f"rootmode={stat.S_IFDIR:o}",
+            f"user_id={os.geteuid()}",
+            f"group_id={os.getegid()}",
+            "default_permissions",
+        ]
+        if options.allow_other:
+            words.append("allow_other")
+        try:
+            mount(self._plan.source, self._plan.mountpoint, FSTYPE, flags, ",".join(words))
+        except PermissionError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _fusermount_options(self, *, read_only: bool) -> set[str]:
+        options = self._plan.options
+        source = "".join(c if c.isascii() and c.isprintable() and c not in ",\\" else "_" for c in self._plan.source)
+        words = {"default_permissions", f"fsname={source}", "subtype=fspf", "nosuid", "nodev"}
+        if read_only:
+            words.add("ro")
+        if options.allow_other:
+            words.add("allow_other")
+        if not options.exec:
+            words.add("noexec")
+        return words
+
+    def close(self) -> None:
+        """Close the connection. A mount that never came to life is removed; any other that is left answers ENOTCONN."""
+        if not self._live:
+            with suppress(OSError):
+                unmount(self._plan.mountpoint, lazy=True)
+        pyfuse3.close(unmount=False)
+
+    # -- serving
+
+    async def run(self) -> None:
+        """Answer requests until the file system is unmounted, by anybody."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._announce)
+            nursery.start_soon(self._listen, nursery)
+            try:
+                await pyfuse3.main(max_tasks=_MAX_TASKS)
+            finally:
+                self._left.set()
+                nursery.cancel_scope.cancel()
+
+    async def _announce(self) -> None:
+        """Wait until the mount answers, then say so."""
+        place = self._plan.mountpoint
+        info = await trio.to_thread.run_sync(os.stat, place, abandon_on_cancel=True)
+        set_read_ahead(f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}", _READ_AHEAD_KIB)
+        self._on_live()
+        self._live = True
+        notify_systemd(f"READY=1\nSTATUS={self._plan.volume} on {place}")
+
+    async def _listen(self, nursery: trio.Nursery) -> None:
+        """Unmount at the first SIGTERM or SIGINT; later ones change nothing."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                if self._leaving:
+                    log.info("signal %d: already unmounting", number)
+                    continue
+                self._leaving = True
+                log.info("signal %d: unmounting", number)
+                notify_systemd("STOPPING=1")
+                nursery.start_soon(self._leave)
+
+    async def _leave(self) -> None:
+        """Unmount; take the file system from users who stay after a while. What they had written is committed."""
+        place = self._plan.mountpoint
+        try:
+            await trio.to_thread.run_sync(sync_filesystem, place)
+        except OSError as exc:
+            log.warning("the kernel could not write back everything: %s", exc)
+        try:
+            await trio.to_thread.run_sync(unmount, place)
+        except OSError as exc:
+            if exc.errno == errno.EBUSY:
+                users = ", ".join(f"{name} ({pid}) {how}" for pid, name, how in users_of(place))
+                log.warning("%s is in use: %s; it ends in %.0f s", place, users or "by others", _GRACE_S)
+                with suppress(OSError):
+                    await trio.to_thread.run_sync(lambda: unmount(place, lazy=True))
+            else:
+                log.warning("%s could not be unmounted: %s", place, exc)
+        with trio.move_on_after(_GRACE_S):
+            await self._left.wait()
+        if not self._left.is_set():
+            pyfuse3.terminate()
