@@ -121,10 +121,12 @@ class Contents:
             "pointer": None if root.pointer == HOLE else root.pointer,
             "chunks": content.tree.allocated,
         }
-        if mtime_ns is not None:
-            columns |= {"mtime_ns": mtime_ns, "ctime_ns": mtime_ns}
         try:
             with self._namespace.change():
+                if mtime_ns is not None:
+                    row = self._namespace.inode(content.ino)
+                    ctime_ns = mtime_ns if row is None else max(row.ctime_ns, mtime_ns)  # it never goes back
+                    columns |= {"mtime_ns": mtime_ns, "ctime_ns": ctime_ns}
                 self._namespace.update(content.ino, **columns)
         except BaseException as exc:
             # The tree has handed over slots that the row still names: no commit may free them.

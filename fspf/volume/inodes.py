@@ -147,7 +147,7 @@ class InodeVolume:
             size, chunks = content.tree.size, content.tree.allocated
             changed_ns = content.mtime_ns
             if changed_ns is not None:
-                mtime_ns = ctime_ns = changed_ns
+                mtime_ns, ctime_ns = changed_ns, max(ctime_ns, changed_ns)  # a later rename or link changed ctime only
         elif row.target is not None:
             size = len(row.target)
         return Attr(
