@@ -1,0 +1,337 @@
+"""What runs under the recorder: a volume and its model, with every CAS step and every promise marked in the trace.
+
+    python -m tests.fault.workload NAME SEED DIRECTORY RESULT
+
+DIRECTORY is traced; RESULT gets, pickled, what the explorer must know: the tree at each generation and the state of
+the CAS after each of its steps.
+"""
+
+from __future__ import annotations
+
+import pickle
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from fspf.core.freshness import Freshness
+from fspf.core.types import ROOT_INO
+from fspf.volume.rekey import rekey
+from fspf.volume.volume import Volume
+from tests.fault import sabotage
+from tests.fault.memcas import MemoryCas
+from tests.property.model import Clock, Seens
+from tests.property.pair import CHUNK, Pair, engine_clock, random_step
+
+SEGMENT_SLOTS: Final = 64  # the smallest there is
+VOLUME: Final = "volume"  # its name in the traced directory
+QUOTA_BYTES: Final = 6 * SEGMENT_SLOTS * CHUNK  # so small that freed slots are soon used again
+
+Mark = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Result:
+    """What the explorer must know.
+
+    Marks in the trace: ``cas-begin N`` (a step is under way that would lead to `cas[N]`), ``cas N`` (it is done),
+    ``ack G`` (an operation returned that promised generation G).
+    """
+
+    trees: dict[int, Seens] = field(default_factory=dict)
+    cas: list[bytes] = field(default_factory=list)
+
+
+class Session:
+    """One life of a volume, under way."""
+
+    def __init__(self, directory: Path, mark: Mark, *, freshness: str, seed: int) -> None:
+        self.path = directory / VOLUME
+        self.mark = mark
+        self.freshness = Freshness.parse(freshness)
+        self.random = Random(seed)
+        self.result = Result()
+        self.clock = Clock()
+        self.cas = MemoryCas()
+        self.result.cas.append(self.cas.snapshot())
+        self.cas.before = self._before
+        self.cas.after = self._after
+        self.pair: Pair | None = None
+
+    def _before(self, what: str) -> None:
+        if what != "fetch":
+            self.mark(f"cas-begin {len(self.result.cas)} {what}")
+
+    def _after(self, what: str) -> None:
+        self.result.cas.append(self.cas.snapshot())
+        self.mark(f"cas {len(self.result.cas) - 1} {what}")
+
+    # -- steps; each tells the explorer what it promised
+
+    @property
+    def volume(self) -> Volume:
+        assert self.pair is not None
+        return self.pair.volume
+
+    def _note(self, *, promised: bool) -> None:
+        """Remember the tree of the newest generation, and say that it was promised."""
+        assert self.pair is not None
+        commits = self.volume._commits
+        assert commits is not None
+        if commits.generation not in self.result.trees:
+            self.result.trees[commits.generation] = self.pair.model.committed_tree()
+        if promised:
+            self.mark(f"ack {commits.generation}")
+
+    def create(self) -> None:
+        volume = Volume.create(
+            self.path,
+            self.cas,
+            freshness=self.freshness,
+            segment_slots=SEGMENT_SLOTS,
+            commit_interval=None,
+            max_bytes=QUOTA_BYTES,
+        )
+        self.pair = Pair(volume, self.clock)
+        self._note(promised=True)
+
+    def open(self) -> None:
+        assert self.pair is not None
+        self.pair.volume = Volume.open(self.path, self.cas, commit_interval=None, max_bytes=QUOTA_BYTES)
+        self.pair.forget_handles()
+        self.pair.check_tree()
+        self._note(promised=True)
+
+    def close(self) -> None:
+        assert self.pair is not None
+        self.pair.close_all()
+        self.pair.model.commit()
+        self.volume.close()
+        self._note(promised=True)
+
+    def abandon(self) -> None:
+        """Crash, as far as one process can."""
+        assert self.pair is not None
+        self.volume.abandon()
+        self.pair.model.crash()
+
+    def fsync(self, ino: int | None = None) -> None:
+        assert self.pair is not None
+        self.pair.fsync(ino)
+        self._note(promised=True)
+
+    def commit(self) -> None:
+        assert self.pair is not None
+        self.pair.commit()
+        self._note(promised=True)
+
+    def trim(self) -> None:
+        self.volume.store.trim()
+
+    def rekey(self) -> None:
+        """Rekey the closed volume: one generation more with the same tree."""
+        newest = max(self.result.trees)
+        self.result.trees[newest + 1] = self.result.trees[newest]
+        rekey(self.path, self.cas)
+        self.mark(f"ack {newest + 1}")
+
+    def steps(self, count: int) -> None:
+        """Do *count* random operations, some of which promise something."""
+        assert self.pair is not None
+        pair = self.pair
+        for _ in range(count):
+            chosen = self.random.random()
+            if chosen < 0.06:
+                self.fsync(self.random.choice(pair.handles).ino if pair.handles else None)
+            elif chosen < 0.1:
+                self.commit()
+            elif chosen < 0.12:
+                self.trim()
+            else:
+                random_step(pair, self.random)
+
+
+def scripted(session: Session) -> None:
+    """Each kind of change once, with commits between that take single files along."""
+    session.create()
+    pair = session.pair
+    assert pair is not None
+    one, two = pair.mknod(1, b"one", 0o100644), pair.mknod(1, b"two", 0o100600, uid=5)
+    below = pair.mkdir(1, b"below")
+    assert one and two and below
+    first, second = pair.open(one), pair.open(two)
+    assert first and second
+    pair.write(first, 0, b"first " * 3000)
+    pair.write(second, 100, b"second " * 3000)
+    session.fsync(one)  # two stays behind
+    pair.write(first, 5000, b"over" * 2000)
+    pair.rename((1, b"two"), (below, b"moved"))
+    session.fsync(one)
+    session.commit()
+    pair.truncate(first, 4097)
+    pair.punch(second, 0, 2 * CHUNK)
+    pair.link(one, below, b"hard")
+    pair.symlink(below, b"soft", b"../one")
+    pair.setxattr(two, b"user.x", b"y" * 300)
+    session.commit()
+    pair.unlink(1, b"one")
+    pair.mknod(1, b"one", 0o100644)
+    pair.rename((below, b"hard"), (1, b"one"))
+    session.fsync()
+    pair.unlink(1, b"one")  # still open
+    session.fsync()
+    session.close()
+    session.open()
+    session.trim()
+    third = pair.open(two)
+    assert third
+    for _ in range(4):
+        pair.write(third, 0, session.random.randbytes(30 * CHUNK))
+        session.fsync(two)
+        session.trim()
+    session.close()
+    session.rekey()
+    session.open()
+    third = pair.open(two)
+    assert third
+    pair.write(third, 3, b"the end")
+    session.commit()
+    pair.write(third, 3, b"never seen")
+    pair.unlink(below, b"soft")
+
+
+def mixed(session: Session) -> None:
+    """Random operations in several sessions."""
+    session.create()
+    session.steps(120)
+    session.close()
+    session.open()
+    session.steps(120)
+    session.abandon()
+    session.open()
+    session.steps(60)
+    session.close()
+    session.rekey()
+    session.open()
+    session.steps(40)
+
+
+def churn(session: Session) -> None:
+    """Overwrite the same files again and again, so that slots are freed and given out again at once."""
+    session.create()
+    pair = session.pair
+    assert pair is not None
+    inos = [pair.mknod(1, b"%d" % number, 0o100644) for number in range(4)]
+    handles = [pair.open(ino) for ino in inos if ino]
+    for number in range(30):
+        handle = session.random.choice(handles)
+        assert handle
+        pair.write(handle, session.random.randrange(10) * CHUNK, session.random.randbytes(18 * CHUNK))
+        if number % 3:
+            session.fsync(handle.ino)
+        else:
+            session.commit()
+        if number % 4 == 0:
+            session.trim()
+    session.close()
+
+
+def creation(session: Session) -> None:
+    """Create and close, nothing else."""
+    session.create()
+    session.close()
+
+
+def rekeys(session: Session) -> None:
+    """Rekey a volume that was left in each way."""
+    session.create()
+    pair = session.pair
+    assert pair is not None
+    pair.mkdir(1, b"d")
+    session.commit()
+    session.abandon()
+    session.rekey()
+    session.rekey()
+    session.open()
+    pair.mknod(1, b"f", stat.S_IFREG | 0o600)
+    session.close()
+    session.rekey()
+    session.open()
+    session.close()
+
+
+WORKLOADS: Final[dict[str, Callable[[Session], None]]] = {
+    each.__name__: each for each in (scripted, mixed, churn, creation, rekeys)
+}
+
+
+def run(name: str, seed: int, directory: Path, mark: Mark, *, freshness: str = "strict", broken: str = "") -> Result:
+    """Run a workload; the volume is left as it is, as if the process was killed."""
+    session = Session(directory, mark, freshness=freshness, seed=seed)
+    with engine_clock(session.clock), sabotage.by_name(broken):
+        WORKLOADS[name](session)
+    return session.result
+
+
+def recover(directory: Path, snapshot: bytes, mark: Mark) -> Result:
+    """Open after a crash, change something and commit: the recovery that is itself cut again.
+
+    The trees of the result are those of the generations made here.
+    """
+    result = Result()
+    cas = MemoryCas(snapshot)
+    result.cas.append(snapshot)
+
+    def before(what: str) -> None:
+        if what != "fetch":
+            mark(f"cas-begin {len(result.cas)} {what}")
+
+    def after(what: str) -> None:
+        result.cas.append(cas.snapshot())
+        mark(f"cas {len(result.cas) - 1} {what}")
+
+    cas.before, cas.after = before, after
+    from tests.property.model import tree_in
+
+    volume = Volume.open(directory / VOLUME, cas, commit_interval=None, max_bytes=QUOTA_BYTES)
+    state, commits = volume.root_record, volume._commits
+    assert state is not None
+    assert commits is not None
+    result.trees[state.generation] = tree_in(volume)
+    mark(f"ack {state.generation}")
+    if volume._rebuild is not None:
+        volume._rebuild.wait()
+    for number in range(2):
+        with suppress(FileNotFoundError):
+            volume.unlink(ROOT_INO, b"recovered")
+        ino = volume.mknod(ROOT_INO, b"recovered", 0o100644).ino
+        with volume.open_file(ino, write=True) as file:
+            file.write(0, b"%d" % number * 20000)
+        volume.commit()
+        result.trees[commits.generation] = tree_in(volume)
+        mark(f"ack {commits.generation}")
+    volume.close()
+    result.trees[commits.generation] = result.trees[max(result.trees)]
+    mark(f"ack {commits.generation}")
+    return result
+
+
+def main(arguments: list[str]) -> None:
+    from tests.fault.tracing import mark
+
+    name, seed, directory, target, *options = arguments
+    settings: dict[str, Any] = dict(option.split("=", 1) for option in options)
+    if name == "recover":
+        result = recover(Path(directory), Path(settings["snapshot"]).read_bytes(), mark)
+    else:
+        result = run(name, int(seed), Path(directory), mark, **settings)
+    mark("end")
+    Path(target).write_bytes(pickle.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
