@@ -133,7 +133,7 @@ class State:
 
 @dataclass(slots=True, eq=False)
 class _Change:
-    """An unsynced change of one file. *sectors*: of a torn write those kept, relative to its first."""
+    """An unsynced change of one file."""
 
     serial: int
     event: Event
@@ -144,7 +144,6 @@ class _File:
     durable: SparseFile = field(default_factory=SparseFile)
     version: int = 0
     pending: list[_Change] = field(default_factory=list)
-    size: int = 0  # as the running system sees it
 
 
 @dataclass(slots=True, eq=False)
@@ -221,7 +220,7 @@ class Disk:
             if content is None:
                 node = self._directories[ino] = _Directory()
             else:
-                node = self._files.setdefault(ino, _File(SparseFile(content), size=len(content)))
+                node = self._files.setdefault(ino, _File(SparseFile(content)))
             parent.entries[name] = parent.durable[name] = node
 
     def _place(self, path: str) -> tuple[_Directory, str]:
@@ -272,8 +271,10 @@ class Disk:
                 parent, name = self._place(event.path)
                 node: _Node
                 if event.op is Op.CREATE:
+                    self._directories.pop(event.ino, None)  # inode numbers are used again
                     node = self._files[event.ino] = _File()
                 elif event.op is Op.MKDIR:
+                    self._files.pop(event.ino, None)
                     node = self._directories[event.ino] = _Directory()
                 else:
                     node = Symlink(event.path2)
@@ -329,7 +330,7 @@ class Disk:
 
     @staticmethod
     def _sync_file(file: _File, begun: int) -> None:
-        covered = [change for change in file.pending if change.serial < begun + 1]
+        covered = [change for change in file.pending if change.serial <= begun]
         if covered:
             file.durable = file.durable.copy()
             for change in covered:
@@ -415,13 +416,15 @@ class Disk:
             yield from state("last lost", lambda change: change is not last, lambda _: True)
             yield from state("last only", lambda change: change is last, lambda _: True)
             for how in ("begin", "end"):
-                half = _sectors(last.event, how)
-                yield from state(
-                    f"last torn: {how}", lambda change, half=half: half if change is last else True, lambda _: True
-                )
+                yield from state(f"last torn: {how}", _tear_only(last, how), lambda _: True)
         for number in range(random):
             mix = _Mixture(random_module.Random(f"{seed} {self._cut} {number}"))
             yield from state(f"mixture {number} of seed {seed}", mix.keep, mix.keep_name)
+
+
+def _tear_only(torn: _Change, how: str) -> _Choice:
+    sectors = _sectors(torn.event, how)
+    return lambda change: sectors if change is torn else True
 
 
 def _sectors(event: Event, how: str, generator: random_module.Random | None = None) -> bool | frozenset[int]:
