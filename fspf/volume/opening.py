@@ -106,7 +106,7 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
     claimed: list[RootRecord] = []
     refused: list[IntegrityError] = []
     newer: UnsupportedFormatError | None = None
-    other_versions: list[int] = []
+    other_versions: dict[int, str] = {}
     for name, raw in layout.read_roots().items():
         if isinstance(raw, IntegrityError):
             problems.append(str(raw))
@@ -116,11 +116,10 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
         try:
             frame = RootFrame.parse(raw)
             if frame.key_version != record.key_version:
-                other_versions.append(frame.key_version)
-                problems.append(
+                other_versions[frame.key_version] = (
                     f"{name}: sealed under version {frame.key_version} of the volume key, the CAS has {record.key_version}"
                 )
-                continue
+                continue  # beside a good one no problem: a rekey, finished or interrupted, leaves it so
             claimed.append(frame.open(record.key, header_bytes))
         except FormatError as exc:  # torn, or no frame at all
             problems.append(f"{name}: {exc}")
@@ -134,6 +133,7 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
     epoch_keys, keyring_problems = _open_keyring(header, record, keyring)
     problems += keyring_problems
     if not claimed:
+        problems += other_versions.values()
         if newer is not None:
             raise newer
         if refused and not epoch_keys:
