@@ -163,7 +163,7 @@ class _Check:
         if space_map is None:
             return
         self._slots.add(self._volume, space_map, "the space map")
-        for offset, length, kind, slot, _ in Tree(self._store, tuple(space_map)).verify(_MAX_RANGES):
+        for offset, length, kind, slot, _ in Tree(self._store, space_map).verify(_MAX_RANGES):
             text = f"space map: no data is lost, it will be made anew (slot {slot})"
             yield Finding(b"", offset, length, kind, text, slot, "namespace")
 
@@ -264,7 +264,7 @@ class _Check:
 
     def _read(self, path: bytes, inode: Inode, xattrs: list[tuple[bytes, bytes]]) -> list[Finding]:
         """Verify one file; runs in a thread of the pool."""
-        tree = Tree(self._store, tuple(inode.root), protection=inode.protection, allocated=inode.chunks)
+        tree = Tree(self._store, inode.root, protection=inode.protection, allocated=inode.chunks)
         try:
             damage: Damage = tree.verify(_MAX_RANGES) if inode.pointer is not None else []
         except OSError as exc:

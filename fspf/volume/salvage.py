@@ -47,7 +47,9 @@ class Salvage:
         self._volume = volume
         self._lock = threading.Lock()
         self._directories: list[tuple[bytes, Inode, list[tuple[bytes, bytes]]]] = []
-        self._first_names: dict[int, bytes] = {}  # where inodes with several names were written
+        self._first_names: dict[
+            int, tuple[bytes, bool]
+        ] = {}  # inodes with several names: where written, whether damaged
         self._written = 0
         self._damaged = 0
         self._failures = 0
@@ -103,7 +105,7 @@ class Salvage:
             return
         with self._lock:
             self._written += 1
-            self._remember(inode, target)
+            self._remember(inode, target, damaged=False)
 
     def file(
         self, path: bytes, inode: Inode, xattrs: list[tuple[bytes, bytes]], tree: Tree, damage: list[Range]
@@ -130,21 +132,26 @@ class Salvage:
         if lost:
             ranges = [{"offset": offset, "length": length, "kind": kind} for offset, length, kind in lost]
             self._tell(path, {"written_as": os.fsdecode(name), "size": inode.size, "lost": ranges}, failed=False)
-            return
         with self._lock:
-            self._written += 1
-            self._remember(inode, name)
+            self._written += not lost
+            self._remember(inode, name, damaged=bool(lost))
 
     def link(self, inode: Inode, path: bytes) -> None:
         """Give an inode that was written under another name this one too."""
-        first = self._first_names.get(inode.ino)
-        if first is None:
-            self._tell(path, {"reason": "another name of a file that is not whole"}, failed=True)
+        with self._lock:
+            first, damaged = self._first_names.get(inode.ino, (b"", False))
+        if not first:
+            self._tell(path, {"reason": "another name of a file that could not be written"}, failed=True)
             return
         try:
-            os.link(first, self._root + path, follow_symlinks=False)
+            name = self._name_for(path, damaged=damaged)
+            os.link(first, name, follow_symlinks=False)
         except OSError as exc:
             self._tell(path, {"reason": exc.strerror}, failed=True)
+            return
+        if damaged:
+            members = {"written_as": os.fsdecode(name), "size": inode.size, "link_to": os.fsdecode(first)}
+            self._tell(path, members, failed=False)
 
     def prepare_lost(self) -> None:
         """Make the directory for files whose names are lost."""
@@ -162,9 +169,9 @@ class Salvage:
 
     # -- inside
 
-    def _remember(self, inode: Inode, name: bytes) -> None:
+    def _remember(self, inode: Inode, name: bytes, *, damaged: bool) -> None:
         if inode.nlink > 1:
-            self._first_names[inode.ino] = name
+            self._first_names[inode.ino] = (name, damaged)
 
     def _name_for(self, path: bytes, *, damaged: bool) -> bytes:
         if not damaged:
