@@ -8,11 +8,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fspf.core.errors import IntegrityError, LeaseHeldError, NotAVolumeError, TornError, VolumeExistsError
-from fspf.core.format import HEADER_LEN, HEADER_MAGIC, ROOT_LEN, ROOT_NAMES, Header, Keyring
+from fspf.core.format import HEADER_LEN, HEADER_MAGIC, KEYRING_RECORD_LEN, ROOT_LEN, ROOT_NAMES, Header, Keyring
+from fspf.core.types import MAX_EPOCH
 from fspf.volume.holder import this_process
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ _NEW: Final = ".new"
 _OWN_NAMES: Final = frozenset(
     {HEADER, HEADER + _NEW, KEYRING, KEYRING + _NEW, KEYRING_BACKUP, KEYRING_BACKUP + _NEW, SEGMENTS, LOCK, *ROOT_NAMES}
 )
-_MAX_KEYRING: Final = 64 * 2**24  # bytes; one record per possible epoch
+# What open(2) says where a symbolic link, a socket or a device without a driver lies in a file's place.
+_NO_FILE: Final = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
+_SPARE_RECORDS: Final = 2  # of the keyring: one of an epoch granted just now, one cut off
 
 
 def is_volume(path: str | bytes | os.PathLike[str]) -> bool:
@@ -83,7 +87,7 @@ class Layout:
         Raises:
             LeaseHeldError: Another process (or another `Volume` of this one) has the volume open for writing.
         """
-        fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -167,21 +171,39 @@ class Layout:
                 raise IntegrityError(message) from None
             message = f"{self.path} is not a volume: it has no header"
             raise NotAVolumeError(message) from None
-        except IsADirectoryError:
-            message = f"{self.path} is not a volume: header is a directory"
-            raise NotAVolumeError(message) from None
         if raw[:8] != HEADER_MAGIC and not (self.path / ROOT_NAMES[0]).exists() and not (self.path / KEYRING).exists():
             message = f"{self.path} is not a volume: header does not begin with fspf's magic"
             raise NotAVolumeError(message)
         return Header.parse(raw), raw
 
-    def read_keyring(self) -> Keyring:
-        """Return what both copies of the keyring say together. Raises `FormatError`."""
+    def check_segments(self) -> None:
+        """Refuse a volume whose segments directory is gone, or is no directory of its own.
+
+        Raises:
+            IntegrityError: So it is.
+        """
+        try:
+            found = stat.S_ISDIR(self.segments.lstat().st_mode)
+        except FileNotFoundError:
+            found = False
+        if not found:
+            message = (
+                f"{self.path}: the directory of the segments is missing: restore it from the newest copy of the volume"
+            )
+            raise IntegrityError(message)
+
+    def read_keyring(self, epochs: int = MAX_EPOCH) -> Keyring:
+        """Return what both copies of the keyring say together. Raises `FormatError`.
+
+        Args:
+            epochs: Number of epochs that the CAS has granted; more than two records of each fspf does not write,
+                and nothing behind that is read.
+        """
         copies = []
         for name in (KEYRING, KEYRING_BACKUP):
             try:
-                copies.append(self._read(name, _MAX_KEYRING))
-            except (FileNotFoundError, IsADirectoryError):
+                copies.append(self._read(name, KEYRING_RECORD_LEN * (2 * epochs + _SPARE_RECORDS)))
+            except FileNotFoundError:
                 copies.append(b"")
         return Keyring.parse(*copies)
 
@@ -191,12 +213,25 @@ class Layout:
         for name in ROOT_NAMES:
             try:
                 found[name] = self._read(name, ROOT_LEN)
-            except (FileNotFoundError, IsADirectoryError):
-                found[name] = TornError(f"{name}: file is missing")
+            except FileNotFoundError:
+                found[name] = TornError("file is missing")
         return found
 
     def _read(self, name: str, limit: int) -> bytes:
-        with (self.path / name).open("rb") as file:
+        """Return what a file holds; `FileNotFoundError` also if there is something else in its place.
+
+        The host may have put a fifo or a device there: neither is waited for, nor read.
+        """
+        try:
+            fd = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as exc:
+            if exc.errno in _NO_FILE:
+                raise FileNotFoundError(errno.ENOENT, f"no regular file: {exc.strerror}", name) from None
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise FileNotFoundError(errno.ENOENT, "no regular file", name)
+        with open(fd, "rb") as file:
             return file.read(limit + 1)  # one byte more, so that a file that is too long is noticed
 
     # -- writing
@@ -209,7 +244,7 @@ class Layout:
         length = len(known.records) * 64
         added = b"".join(record.pack() for record in records)
         for name in (KEYRING, KEYRING_BACKUP):
-            fd = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC)
+            fd = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 _write_all(fd, added, length)
                 os.fsync(fd)
@@ -227,7 +262,9 @@ class Layout:
         name = ROOT_NAMES[generation % 2]
         fd = self._root_fds.get(name)
         if fd is None:
-            fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(
+                self.path / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
+            )
             self._root_fds[name] = fd
             sync_directory(self.path)
         _write_all(fd, frame, 0)
@@ -237,7 +274,8 @@ class Layout:
 
     def _replace(self, name: str, data: bytes) -> None:
         new = self.path / (name + _NEW)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        new.unlink(missing_ok=True)  # of an interrupted attempt, or the host's: never written through
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _write_all(fd, data, 0)
             os.fsync(fd)

@@ -18,11 +18,13 @@ from fspf.core.errors import (
     UnsupportedFormatError,
     WrongKeyError,
 )
-from fspf.core.format import RootFrame, RootRecord
+from fspf.core.format import ROOT_NAMES, RootFrame, RootRecord
 from fspf.core.freshness import choose_root
 from fspf.volume.holder import this_process
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fspf.core.anchor import Cas, CasRecord, Lease
     from fspf.core.format import Header, Keyring
     from fspf.volume.layout import Layout
@@ -58,6 +60,7 @@ def find_state(layout: Layout, cas: Cas, *, accept_stale: bool = False) -> Openi
         UnknownVolumeError, CasUnreachableError: from the CAS.
     """
     header, header_bytes = layout.read_header()
+    layout.check_segments()
     tries = 0
     while True:
         tries += 1
@@ -74,8 +77,13 @@ def find_state(layout: Layout, cas: Cas, *, accept_stale: bool = False) -> Openi
                 raise
 
 
-def acquire_state(layout: Layout, cas: Cas, label: str) -> tuple[Opening, Lease]:
+def acquire_state(
+    layout: Layout, cas: Cas, label: str, check: Callable[[Opening], None] | None = None
+) -> tuple[Opening, Lease]:
     """Choose the state and take the lease on exactly that choice.
+
+    Args:
+        check: Looks at the choice before anything is changed, here or in the CAS; what it raises refuses the opening.
 
     Raises:
         LeaseHeldError: Somebody writes.
@@ -86,6 +94,8 @@ def acquire_state(layout: Layout, cas: Cas, label: str) -> tuple[Opening, Lease]
         tries += 1
         opening = find_state(layout, cas)
         record, state = opening.record, opening.state
+        if check is not None:
+            check(opening)
         try:
             lease = cas.acquire(
                 record.volume_id,
@@ -104,12 +114,13 @@ def acquire_state(layout: Layout, cas: Cas, label: str) -> tuple[Opening, Lease]
 def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasRecord, *, accept_stale: bool) -> Opening:
     problems: list[str] = []
     claimed: list[RootRecord] = []
-    refused: list[IntegrityError] = []
+    damaged: dict[str, str] = {}  # root files that hold no root, and why
+    refused = False
     newer: UnsupportedFormatError | None = None
     other_versions: dict[int, str] = {}
     for name, raw in layout.read_roots().items():
         if isinstance(raw, IntegrityError):
-            problems.append(str(raw))
+            damaged[name] = str(raw)
             continue
         if record.anchor.generation <= 1 and not any(raw):
             continue  # the second root of a volume with one commit
@@ -120,16 +131,25 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
                     f"{name}: sealed under version {frame.key_version} of the volume key, the CAS has {record.key_version}"
                 )
                 continue  # beside a good one no problem: a rekey, finished or interrupted, leaves it so
-            claimed.append(frame.open(record.key, header_bytes))
+            root = frame.open(record.key, header_bytes)
         except FormatError as exc:  # torn, or no frame at all
-            problems.append(f"{name}: {exc}")
+            damaged[name] = str(exc)
         except IntegrityError as exc:
-            problems.append(f"{name}: {exc}")
-            refused.append(exc)
+            damaged[name] = str(exc)
+            refused = True
         except UnsupportedFormatError as exc:
-            problems.append(f"{name}: {exc}")
+            damaged[name] = str(exc)
             newer = exc
-    keyring = layout.read_keyring()
+        else:
+            if ROOT_NAMES[root.generation % 2] == name:
+                claimed.append(root)
+            else:  # FORMAT.md 4; the next commit would be written over the state that is anchored
+                damaged[name] = (
+                    f"generation {root.generation} belongs into the other root file: files were tampered with"
+                )
+                refused = True
+    problems += [f"{name}: {why}" for name, why in damaged.items()]
+    keyring = layout.read_keyring(record.epoch)
     epoch_keys, keyring_problems = _open_keyring(header, record, keyring)
     problems += keyring_problems
     if not claimed:
@@ -153,12 +173,20 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
     try:
         state = choose_root(claimed, record.anchor, record.epoch, record.freshness)
     except FreshnessError as exc:
-        if refused:
-            # An altered newest record and an intact older one: say tampering, for a rollback alters nothing.
-            message = f"{exc}; {'; '.join(problems)}"
-            if not accept_stale:
-                raise IntegrityError(message) from None
+        # The anchored record damaged beside an intact older one is damage: a rollback leaves authentic files.
+        anchored = ROOT_NAMES[record.anchor.generation % 2]
         if not accept_stale:
+            if newer is not None:
+                raise newer from None
+            if anchored in damaged:
+                message = (
+                    f"generation {exc.expected_generation} is anchored, its root record cannot be read ({anchored}: "
+                    f"{damaged[anchored]}), the other is of generation {exc.found_generation}: restore {anchored} from the newest copy"
+                )
+                raise IntegrityError(message) from None
+            if other_versions and max(other_versions) > record.key_version:
+                message = f"{exc}; {'; '.join(other_versions.values())}"
+                raise IntegrityError(message) from None
             raise
         stale = exc
         state = max(claimed, key=lambda each: each.generation)

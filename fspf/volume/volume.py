@@ -30,6 +30,7 @@ from fspf.volume.rebuild import Rebuild
 from fspf_native import ChunkError, SecretKey, Store, Tree
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -210,14 +211,15 @@ class Volume(Files):
             raise ValueError(message)
         layout = Layout(path)
         volume: Self | None = None
+        lease: Lease | None = None
+        opening: Opening | None = None
         try:
             if read_only:
                 opening = find_state(layout, cas, accept_stale=accept_stale)
-                lease = None
             else:
                 layout.read_header()  # a wrong path is told before a lock is made
                 layout.lock()
-                opening, lease = acquire_state(layout, cas, label)
+                opening, lease = acquire_state(layout, cas, label, _check_namespace(layout))
             volume = cls(
                 layout,
                 opening.header,
@@ -232,6 +234,9 @@ class Volume(Files):
         except BaseException:
             if volume is not None:
                 volume.abandon()
+            if opening is not None and lease is not None:
+                with suppress(FspfError):  # it then ends by itself
+                    cas.release(opening.header.volume_id, lease)
             layout.close()
             raise
         if not read_only:
@@ -583,3 +588,28 @@ class Volume(Files):
             "errors": list(self._errors),
             "problems": list(self.problems),
         }
+
+
+def _check_namespace(layout: Layout) -> Callable[[Opening], None]:
+    """Return a check that the namespace of a chosen state opens, before a lease is taken and a key is written for it."""
+
+    def check(opening: Opening) -> None:
+        header, state = opening.header, opening.state
+        store = Store(
+            str(layout.segments), chunk_size=header.chunk_size, segment_slots=header.segment_slots, cache_bytes=1 << 20
+        )
+        try:
+            for epoch, key in opening.epoch_keys.items():
+                store.add_epoch(epoch, key)
+            tree = Tree(store, state.namespace, metadata=True)
+            try:
+                Namespace.open(tree, chunk_size=header.chunk_size, read_only=True, cache_bytes=1 << 20).close()
+            except ChunkError as exc:
+                message = (
+                    f"namespace: bytes {exc.offset} to {exc.offset + exc.length - 1} are {exc.kind}: run fspf verify"
+                )
+                raise IntegrityError(message) from exc
+        finally:
+            store.close()
+
+    return check
