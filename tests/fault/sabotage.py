@@ -86,7 +86,7 @@ def _volume_store(make: Callable[[Any], Any]) -> Iterator[None]:
 
     prepare = Volume._prepare
 
-    def with_other(self: Volume, everything: bool, closing: bool) -> Prepared | None:  # noqa: FBT001
+    def with_other(self: Volume, everything: bool, closing: bool) -> Prepared | None:
         store = self.store
         self.store = make(store)
         try:

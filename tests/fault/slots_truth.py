@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from fspf.core.format import RootFrame, RootRecord
+from fspf.core.format import Keyring, RootFrame, RootRecord
 from fspf.core.types import HOLE, ContentRoot
 from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
@@ -25,7 +26,8 @@ class Truth:
         self._header = volume.header
         self._header_bytes = self._layout.read_header()[1]
         self._key: SecretKey = volume.record.key
-        records = self._layout.read_keyring().of_version(volume.record.key_version)
+        copies = [(volume.path / name).read_bytes() for name in ("keyring", "keyring.bak")]
+        records = Keyring.parse(*copies).of_version(volume.record.key_version)
         self._keys = {epoch: record.unwrap(self._key, volume.header.volume_id) for epoch, record in records.items()}
 
     def newest(self) -> RootRecord:
@@ -35,7 +37,7 @@ class Truth:
             if isinstance(raw, bytes) and any(raw):
                 try:
                     found.append(RootFrame.parse(raw).open(self._key, self._header_bytes))
-                except Exception:  # noqa: BLE001, S112  # torn by the crash before
+                except Exception:  # noqa: BLE001  # torn by the crash before
                     continue
         return max(found, key=lambda record: record.generation)
 
@@ -111,7 +113,7 @@ def slot_problems(volume_closed_cleanly: Volume) -> list[str]:
         return ["a clean close saved no space map"]
     reached, mapped = truth.reached(record), truth.mapped(record)
     problems = []
-    twice = sorted({a for a, b in zip(reached, reached[1:], strict=False) if a == b})
+    twice = sorted({a for a, b in itertools.pairwise(reached) if a == b})
     if twice:
         problems.append(f"slots reached twice: {twice[:8]}")
     if missing := sorted(set(reached) - set(mapped)):

@@ -12,20 +12,19 @@ import pickle
 import stat
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
 from fspf.core.freshness import Freshness
-from fspf.core.types import ROOT_INO
 from fspf.volume.rekey import rekey
 from fspf.volume.volume import Volume
 from tests.fault import sabotage
 from tests.fault.memcas import MemoryCas
 from tests.property.model import Clock, Seens
 from tests.property.pair import CHUNK, Pair, engine_clock, random_step
+from tests.support.iotrace import mark
 
 SEGMENT_SLOTS: Final = 64  # the smallest there is
 VOLUME: Final = "volume"  # its name in the traced directory
@@ -61,10 +60,13 @@ class Session:
         self.cas.before = self._before
         self.cas.after = self._after
         self.pair: Pair | None = None
+        self.meanwhile: Callable[[], None] | None = None  # what others do while a commit waits for the CAS
 
     def _before(self, what: str) -> None:
         if what != "fetch":
             self.mark(f"cas-begin {len(self.result.cas)} {what}")
+        if what == "advance" and self.meanwhile is not None:
+            self.meanwhile()
 
     def _after(self, what: str) -> None:
         self.result.cas.append(self.cas.snapshot())
@@ -162,9 +164,12 @@ def scripted(session: Session) -> None:
     assert pair is not None
     one, two = pair.mknod(1, b"one", 0o100644), pair.mknod(1, b"two", 0o100600, uid=5)
     below = pair.mkdir(1, b"below")
-    assert one and two and below
+    assert one
+    assert two
+    assert below
     first, second = pair.open(one), pair.open(two)
-    assert first and second
+    assert first
+    assert second
     pair.write(first, 0, b"first " * 3000)
     pair.write(second, 100, b"second " * 3000)
     session.fsync(one)  # two stays behind
@@ -240,6 +245,30 @@ def churn(session: Session) -> None:
     session.close()
 
 
+def busy(session: Session) -> None:
+    """As `churn`, with another writer who goes on while a commit waits for the CAS."""
+    session.create()
+    pair = session.pair
+    assert pair is not None
+    inos = [pair.mknod(1, b"%d" % number, 0o100644) for number in range(4)]
+
+    def rewrite(ino: int | None) -> None:
+        assert ino is not None
+        handle = pair.open(ino)
+        assert handle is not None
+        pair.write(handle, session.random.randrange(10) * CHUNK, session.random.randbytes(18 * CHUNK))
+        pair.close(handle)  # flushes: its blocks are written now
+
+    session.meanwhile = lambda: rewrite(session.random.choice(inos))
+    for number in range(24):
+        rewrite(session.random.choice(inos))
+        session.commit()
+        if number % 5 == 0:
+            session.trim()
+    session.meanwhile = None
+    session.close()
+
+
 def creation(session: Session) -> None:
     """Create and close, nothing else."""
     session.create()
@@ -265,7 +294,7 @@ def rekeys(session: Session) -> None:
 
 
 WORKLOADS: Final[dict[str, Callable[[Session], None]]] = {
-    each.__name__: each for each in (scripted, mixed, churn, creation, rekeys)
+    each.__name__: each for each in (scripted, mixed, churn, busy, creation, rekeys)
 }
 
 
@@ -277,58 +306,10 @@ def run(name: str, seed: int, directory: Path, mark: Mark, *, freshness: str = "
     return session.result
 
 
-def recover(directory: Path, snapshot: bytes, mark: Mark) -> Result:
-    """Open after a crash, change something and commit: the recovery that is itself cut again.
-
-    The trees of the result are those of the generations made here.
-    """
-    result = Result()
-    cas = MemoryCas(snapshot)
-    result.cas.append(snapshot)
-
-    def before(what: str) -> None:
-        if what != "fetch":
-            mark(f"cas-begin {len(result.cas)} {what}")
-
-    def after(what: str) -> None:
-        result.cas.append(cas.snapshot())
-        mark(f"cas {len(result.cas) - 1} {what}")
-
-    cas.before, cas.after = before, after
-    from tests.property.model import tree_in
-
-    volume = Volume.open(directory / VOLUME, cas, commit_interval=None, max_bytes=QUOTA_BYTES)
-    state, commits = volume.root_record, volume._commits
-    assert state is not None
-    assert commits is not None
-    result.trees[state.generation] = tree_in(volume)
-    mark(f"ack {state.generation}")
-    if volume._rebuild is not None:
-        volume._rebuild.wait()
-    for number in range(2):
-        with suppress(FileNotFoundError):
-            volume.unlink(ROOT_INO, b"recovered")
-        ino = volume.mknod(ROOT_INO, b"recovered", 0o100644).ino
-        with volume.open_file(ino, write=True) as file:
-            file.write(0, b"%d" % number * 20000)
-        volume.commit()
-        result.trees[commits.generation] = tree_in(volume)
-        mark(f"ack {commits.generation}")
-    volume.close()
-    result.trees[commits.generation] = result.trees[max(result.trees)]
-    mark(f"ack {commits.generation}")
-    return result
-
-
 def main(arguments: list[str]) -> None:
-    from tests.fault.tracing import mark
-
     name, seed, directory, target, *options = arguments
     settings: dict[str, Any] = dict(option.split("=", 1) for option in options)
-    if name == "recover":
-        result = recover(Path(directory), Path(settings["snapshot"]).read_bytes(), mark)
-    else:
-        result = run(name, int(seed), Path(directory), mark, **settings)
+    result = run(name, int(seed), Path(directory), mark, **settings)
     mark("end")
     Path(target).write_bytes(pickle.dumps(result))
 
