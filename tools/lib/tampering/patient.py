@@ -148,7 +148,7 @@ class Patient:
         try:
             if not stat.S_ISREG(path.lstat().st_mode):
                 return None
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # also where the directory itself is something else
             return None
         with path.open("rb") as file:
             file.seek(offset)
