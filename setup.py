@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 SOURCES = sorted(str(path) for path in Path("fspf_native").glob("*.c"))
 HEADERS = sorted(str(path) for path in Path("fspf_native").glob("*.h"))
@@ -22,7 +23,17 @@ def pkg_config(option: str) -> list[str]:
     return shlex.split(found.stdout)
 
 
+class BuildBeside(build_ext):  # type: ignore[misc]  # setuptools is untyped
+    """Give a rebuilt module a new inode: running processes keep the one that they have mapped."""
+
+    def copy_extensions_to_source(self) -> None:
+        for extension in self.extensions:
+            Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
+
 setup(
+    cmdclass={"build_ext": BuildBeside},
     ext_modules=[
         Extension(
             "fspf_native._native",

@@ -1,7 +1,9 @@
 """What `fspf_native` offers to Python. The GIL is released around every block of work."""
 
-from collections.abc import Buffer
+from os import PathLike
 from typing import Final, final
+
+from typing_extensions import Buffer  # collections.abc has it from 3.12 on; only type checkers read this
 
 ContentRoot = tuple[int, int, bytes]  # (size in bytes, depth, 32-byte pointer)
 
@@ -45,7 +47,8 @@ class SecretKey:
         """48 bytes, FORMAT.md 1 `SIV`."""
     def unwrap(self, wrapped: Buffer, aad: Buffer, /) -> SecretKey:
         """Raises AuthenticationError; ValueError if not 48 bytes."""
-    def siv_seal(self, plain: Buffer, aad: Buffer, /) -> bytes: ...
+    def siv_seal(self, plain: Buffer, aad: Buffer, /) -> bytes:
+        """16 bytes longer than `plain`, which is not empty (ValueError: OpenSSL has no SIV of nothing)."""
     def siv_open(self, sealed: Buffer, aad: Buffer, /) -> bytes: ...
     def gcm_seal(self, nonce: Buffer, plain: Buffer, aad: Buffer, /) -> tuple[bytes, bytes]:
         """(ciphertext, 16-byte tag); nonce 12 bytes."""
@@ -57,10 +60,28 @@ class SecretKey:
         """Constant time."""
     def __hash__(self) -> int: ...
 
-def seal_chunks(key: SecretKey, first_counter: int, plain: Buffer, sealed: Buffer, tags: Buffer, chunk_size: int, protection: int = 0, /) -> None:
+def seal_chunks(
+    key: SecretKey,
+    first_counter: int,
+    plain: Buffer,
+    sealed: Buffer,
+    tags: Buffer,
+    chunk_size: int,
+    protection: int = 0,
+    /,
+) -> None:
     """Seal a batch; `sealed` (len(plain)) and `tags` (16 each) are filled."""
 
-def open_chunks(key: SecretKey, first_counter: int, sealed: Buffer, tags: Buffer, plain: Buffer, chunk_size: int, protection: int = 0, /) -> None:
+def open_chunks(
+    key: SecretKey,
+    first_counter: int,
+    sealed: Buffer,
+    tags: Buffer,
+    plain: Buffer,
+    chunk_size: int,
+    protection: int = 0,
+    /,
+) -> None:
     """Open a batch. Raises AuthenticationError and leaves `plain` all zeros if any tag is wrong."""
 
 def xxh3(data: Buffer, /) -> int:
@@ -73,7 +94,18 @@ class Store:
     OSError: an I/O error of the host, with errno. RuntimeError: misuse.
     """
 
-    def __init__(self, directory: str | bytes, /, *, chunk_size: int = 4096, segment_slots: int = 16384, writable: bool = False, cache_bytes: int = 33554432, reserve_slots: int = 512, max_slots: int = 0) -> None:
+    def __init__(
+        self,
+        directory: str | bytes,
+        /,
+        *,
+        chunk_size: int = 4096,
+        segment_slots: int = 16384,
+        writable: bool = False,
+        cache_bytes: int = 33554432,
+        reserve_slots: int = 512,
+        max_slots: int = 0,
+    ) -> None:
         """Open `directory` (the segments directory; exists). max_slots: quota, 0 = none."""
     def add_epoch(self, epoch: int, key: SecretKey, /) -> None:
         """Make an epoch readable."""
@@ -111,7 +143,16 @@ class Store:
 class Tree:
     """The content of one file. Thread-safe: readers share, writers exclude."""
 
-    def __init__(self, store: Store, root: ContentRoot = ..., /, *, protection: int = 0, allocated: int = 0, metadata: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        root: ContentRoot = ...,
+        /,
+        *,
+        protection: int = 0,
+        allocated: int = 0,
+        metadata: bool = False,
+    ) -> None:
         """allocated: chunks that are not holes (kept up to date, for st_blocks). metadata: may use the reserve. Does no I/O."""
     @property
     def size(self) -> int: ...

@@ -212,7 +212,7 @@ static PyObject *secret_siv_open_py(PyObject *self, PyObject *const *args, Py_ss
         PyObject_GetBuffer(args[1], &aad, PyBUF_SIMPLE) != 0) {
         goto done;
     }
-    if (sealed.len < (Py_ssize_t)SIV_LEN) {
+    if (sealed.len <= (Py_ssize_t)SIV_LEN) {
         raise_status(state_of(self), ST_AUTH, &err);
         goto done;
     }

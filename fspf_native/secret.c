@@ -66,7 +66,7 @@ static arena *arena_new(void)
         free(a);
         return NULL;
     }
-    /* Without RLIMIT_MEMLOCK the key could reach swap; that is worse than not starting only for some. */
+    /* Without leave to lock memory the key might reach swap: still better than no volume at all. */
     (void)mlock(base + page, body);
     (void)madvise(base + page, body, MADV_DONTDUMP);
     a->cells = base + page;
@@ -196,8 +196,8 @@ static fspf_status siv_start(const uint8_t *key, const uint8_t *aad, size_t aad_
     if (siv_cipher == NULL) {
         return ST_CRYPTO;
     }
-    if (aad_len > INT_MAX || len > INT_MAX) {
-        return ST_VALUE;
+    if (aad_len > INT_MAX || len == 0 || len > INT_MAX) {
+        return ST_VALUE; /* OpenSSL 3.0 does not do SIV of nothing */
     }
     siv_key = secret_alloc();
     ctx = EVP_CIPHER_CTX_new();
@@ -249,8 +249,8 @@ fspf_status secret_siv_open(const uint8_t *key, const uint8_t *aad, size_t aad_l
     EVP_CIPHER_CTX *ctx = NULL;
     uint8_t tag[SIV_LEN];
     int n = 0;
-    if (len < SIV_LEN) {
-        return ST_AUTH;
+    if (len <= SIV_LEN) {
+        return ST_AUTH; /* never sealed: there is no SIV of nothing here */
     }
     len -= SIV_LEN;
     memcpy(tag, sealed, SIV_LEN);

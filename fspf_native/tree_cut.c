@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+#define ALL_CHUNKS UINT64_MAX /* as an end */
+
 /* Free a block and all below it. What a damaged node hides stays allocated; *lost counts the chunks it may hold. */
 static void free_subtree(tree *t, int level, uint64_t index, const uint8_t *pointer, uint64_t *lost)
 {
@@ -81,10 +83,14 @@ static fspf_status cut_node(tree *t, int level, uint64_t index, uint64_t first, 
 
 static fspf_status cut(tree *t, uint64_t first, uint64_t end, bool prepare, uint64_t *lost, fspf_error *err)
 {
-    if (first >= end || (pointer_is_hole(t->root) && !dirty_at(t, t->depth, 0))) {
+    uint64_t chunks = chunks_of(t, t->size);
+    if (first >= end || first >= chunks || (pointer_is_hole(t->root) && !dirty_at(t, t->depth, 0))) {
         return ST_OK;
     }
-    if (first == 0 && end >= chunks_of(t, t->size)) {
+    if (end >= chunks) {
+        end = ALL_CHUNKS; /* nodes at the right edge go whole */
+    }
+    if (first == 0 && end == ALL_CHUNKS) {
         if (!prepare) {
             uint8_t old[POINTER_LEN];
             memcpy(old, t->root, POINTER_LEN);
@@ -168,7 +174,7 @@ fspf_status truncate_lock_held(tree *t, uint64_t size, bool ask, bool *tight, fs
         status = edge(t, size >> chunk_shift(t), ask ? tight : NULL, &last, err);
     }
     if (status == ST_OK) {
-        status = cut(t, chunks_of(t, size), UINT64_MAX >> chunk_shift(t), true, &lost, err);
+        status = cut(t, chunks_of(t, size), ALL_CHUNKS, true, &lost, err);
     }
     if (status == ST_OK && size > 0) {
         status = shrink_depth(t, depth, true, err);
@@ -176,7 +182,7 @@ fspf_status truncate_lock_held(tree *t, uint64_t size, bool ask, bool *tight, fs
     if (status != ST_OK) {
         return status;
     }
-    (void)cut(t, chunks_of(t, size), UINT64_MAX >> chunk_shift(t), false, &lost, err);
+    (void)cut(t, chunks_of(t, size), ALL_CHUNKS, false, &lost, err);
     if (last != NULL) {
         memset(last + tail, 0, t->st->chunk_size - tail);
     }
@@ -273,7 +279,7 @@ fspf_status tree_destroy(tree *t, uint64_t *lost, fspf_error *err)
     if (status == ST_OK) {
         pthread_rwlock_wrlock(&t->lock);
         uint64_t covered = 0;
-        (void)cut(t, 0, UINT64_MAX >> chunk_shift(t), false, &covered, err);
+        (void)cut(t, 0, ALL_CHUNKS, false, &covered, err);
         (void)shrink_depth(t, 0, false, err);
         if (covered > 0) {
             *lost = t->allocated > 0 ? min_u64(t->allocated, covered) : covered;
