@@ -515,6 +515,7 @@ class InodeVolume:
                 raise error(errno.ENOTDIR, new_name)
             if replaced.is_dir and not self.namespace.is_empty(replaced.ino):
                 raise error(errno.ENOTEMPTY, new_name)
+            self._flush_before_replacing(row)
         now = time.time_ns()
         namespace = self.namespace
         with namespace.change():
@@ -535,6 +536,15 @@ class InodeVolume:
             namespace.touch(new_parent, now)
         if replaced is not None:
             self._purge_if_unused(replaced, 0 if replaced.is_dir else replaced.nlink - 1)
+
+    def _flush_before_replacing(self, row: Row) -> None:
+        """Let no commit have the new name without the new data: programs replace files by rename without fsync."""
+        content = self.contents.get(row.ino)
+        if content is not None:
+            try:
+                self.contents.flush(content)
+            except ChunkError as exc:
+                raise self.damaged(row.ino, exc) from None
 
     def _exchange(
         self, old_parent: Ino, old_name: bytes, row: Row, new_parent: Ino, new_name: bytes, other: Row | None

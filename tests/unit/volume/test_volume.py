@@ -118,6 +118,22 @@ def test_fsync_of_one_file_leaves_the_others_data_in_memory(tmp_path: Path, cas:
         assert content(volume, second) == b""
 
 
+def test_replacing_by_rename_without_fsync_gives_old_or_new_data(tmp_path: Path, cas: Cas) -> None:
+    volume = Volume.create(tmp_path / "v", cas, **SMALL)
+    make(volume, b"config", b"old")
+    other = make(volume, b"other", b"x")
+    new = make(volume, b"config.new")
+    volume.commit()
+    handle = volume.open_file(new, write=True)  # never closed: RELEASE comes late through FUSE
+    handle.write(0, b"new")
+    volume.rename(ROOT_INO, b"config.new", ROOT_INO, b"config")
+    volume.setattr(other, mode=0o600)
+    volume.fsync(other)
+    volume.abandon()
+    with Volume.open(tmp_path / "v", cas, commit_interval=None) as volume:
+        assert content(volume, volume.lookup(ROOT_INO, b"config").ino) == b"new"
+
+
 def test_concurrent_fsyncs_share_commits(tmp_path: Path, cas: Cas) -> None:
     with Volume.create(tmp_path / "v", cas, **SMALL) as volume:
         files = [volume.open_file(make(volume, b"%d" % number), write=True) for number in range(16)]
