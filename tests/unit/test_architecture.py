@@ -277,7 +277,7 @@ def test_nothing_mutable_at_module_level(module: Module) -> None:
 
 
 def test_modules_are_of_readable_size(
-    record_property: pytest.RecordProperty, capsys: pytest.CaptureFixture[str]
+    record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     large = sorted(((m.lines, m.where) for m in MODULES if m.lines > AIM_LINES), reverse=True)
     with capsys.disabled():
