@@ -93,7 +93,9 @@ class Daemon:
         try:
             _detach(theirs.fileno())
             return self._run(theirs)
-        except BaseException:  # noqa: BLE001 - the last frame of a process without stderr
+        except BaseException as exc:  # noqa: BLE001 - the last frame of a process without stderr
+            with suppress(OSError):
+                theirs.send(json.dumps({"error": describe(exc)}).encode())
             return _EXIT_BROKEN
 
     def _run(self, channel: socket.socket) -> int:

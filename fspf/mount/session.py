@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from fspf.core.errors import FspfError
+from fspf.core.errors import FspfError, LeaseHeldError
 from fspf.mount.control import Control
 from fspf.mount.operations import Operations
 from fspf.mount.place import refuse_nesting
@@ -35,6 +35,7 @@ from fspf.mount.system import (
     unmount,
     users_of,
 )
+from fspf.volume.layout import Layout
 from fspf.volume.volume import Volume
 
 if TYPE_CHECKING:
@@ -69,14 +70,7 @@ async def serve(plan: Plan, open_cas: Callable[[], Cas], on_live: Callable[[], N
         stack.callback(cas.close)
         if cas.url.startswith(_SQLITE_URL):
             refuse_nesting(cas.url[len(_SQLITE_URL) :], plan.mountpoint, "the CAS")
-        volume = Volume.open(
-            plan.volume,
-            cas,
-            read_only=options.read_only,
-            label=plan.label,
-            cache_bytes=options.cache_bytes,
-            commit_interval=options.commit_interval_s,
-        )
+        volume = _open_volume(plan, cas)
         control = Control(volume, mountpoint=plan.mountpoint, options=options.words)
 
         def farewell(
@@ -98,6 +92,25 @@ async def serve(plan: Plan, open_cas: Callable[[], Cas], on_live: Callable[[], N
         await session.run()
         log.info("%s is unmounted, the last commit begins", plan.mountpoint)
     log.info("the end: everything is committed")
+
+
+def _open_volume(plan: Plan, cas: Cas) -> Volume:
+    options = plan.options
+    try:
+        return Volume.open(
+            plan.volume,
+            cas,
+            read_only=options.read_only,
+            label=plan.label,
+            cache_bytes=options.cache_bytes,
+            commit_interval=options.commit_interval_s,
+        )
+    except LeaseHeldError:
+        header, _ = Layout(plan.volume).read_header()  # the lock on this machine knows no names, the CAS does
+        lease = cas.fetch(header.volume_id).lease
+        if lease is None:
+            raise
+        raise LeaseHeldError(lease.holder) from None
 
 
 def single(exc: BaseException) -> BaseException:
