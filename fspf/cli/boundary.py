@@ -134,6 +134,16 @@ def _ending_signals() -> Iterator[None]:
                 signal.signal(each, handler)
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold SIGINT, SIGTERM and SIGHUP back until the end of the block; for short steps that must not be torn."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *_ENDING))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def reserve_standard_files() -> None:
     """Occupy the numbers of closed standard files, lest a volume's file be opened as number 1 and printed into."""
     for number in (0, 1, 2):
@@ -159,4 +169,5 @@ __all__ = [
     "guard",
     "os_error_text",
     "reserve_standard_files",
+    "uninterrupted",
 ]

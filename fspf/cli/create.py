@@ -9,6 +9,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from fspf.cli.boundary import uninterrupted
 from fspf.cli.console import printable
 from fspf.cli.options import closing, connected, nonempty, refuse_existing
 
@@ -109,9 +110,10 @@ def run(args: Namespace, console: Console) -> int:
         refuse_existing(args.volume, "choose another name, or an empty directory")
     name = args.name or final_name(args.volume)
     with connected(args, create=True) as cas:
-        volume = Volume.create(args.volume, cas, name=name, label="fspf create", commit_interval=None, **settings)
-        with closing(volume):
-            document = describe(volume)
+        with uninterrupted():
+            volume = Volume.create(args.volume, cas, name=name, label="fspf create", commit_interval=None, **settings)
+            with closing(volume):
+                document = describe(volume)
     console.document(document)
     console.line(f"{printable(args.volume)}: volume {document['volume_id']}, key in {document['cas']}")
     return 0

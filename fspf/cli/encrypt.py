@@ -14,6 +14,7 @@ import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from fspf.cli.boundary import uninterrupted
 from fspf.cli.cas import sync_directory
 from fspf.cli.console import human_size, json_name, printable
 from fspf.cli.create import add_volume_options, describe, final_name, volume_settings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fspf.volume.transfer import Problem, Progress, Summary
     from fspf.volume.volume import Volume
 
+_LABEL: Final = "fspf encrypt"
 _SUFFIX: Final = ".fspf-new"
 _MOST_SHOWN: Final = 50  # problems of one kind on stderr; --json has them all
 
@@ -103,15 +105,10 @@ def _make(args: Namespace, console: Console, settings: dict[str, Any]) -> int:
     with connected(args, create=True) as cas:
         remove_leftovers(args.volume, cas, console)
         with _temporary(args.volume, cas) as (temporary, note_id):
-            volume = Volume.create(
-                temporary,
-                cas,
-                name=args.name or final_name(args.volume),
-                label="fspf encrypt",
-                commit_interval=None,
-                **settings,
-            )
-            note_id(volume.header.volume_id)
+            name = args.name or final_name(args.volume)
+            with uninterrupted():
+                volume = Volume.create(temporary, cas, name=name, label=_LABEL, commit_interval=None, **settings)
+                note_id(volume.header.volume_id)
             with closing(volume):
                 summary = _transfer(args, console, volume, update=False)
                 document = describe(volume)
@@ -125,13 +122,17 @@ def _temporary(path: str, cas: Cas) -> Iterator[tuple[str, Callable[[bytes], Non
     directory, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(directory, f".{name[:200]}.{secrets.token_hex(4)}{_SUFFIX}")
     ids: list[bytes] = []
+    renamed = False
     try:
         yield temporary, ids.append
         if os.path.lexists(path):
             refuse_existing(path, "it was made meanwhile")
-        os.rename(temporary, path)
+        with uninterrupted():
+            os.rename(temporary, path)
+            renamed = True
     except BaseException:
-        _discard(temporary, ids, cas)
+        if not renamed:
+            _discard(temporary, ids, cas)
         raise
     sync_directory(directory)
 
@@ -147,6 +148,7 @@ def remove_leftovers(path: str, cas: Cas, console: Console) -> None:
     """Remove what commands that were killed while they made *path* left beside it, and its record."""
     from fspf.volume.layout import Layout
 
+    _remove_unborn(path, cas)
     directory, name = os.path.split(os.path.abspath(path))
     pattern = re.compile(re.escape(f".{name[:200]}.") + r"[0-9a-f]{8}" + re.escape(_SUFFIX))
     try:
@@ -165,6 +167,25 @@ def remove_leftovers(path: str, cas: Cas, console: Console) -> None:
         except OSError:  # somebody is at it, or it is none of ours
             continue
         console.note(f"{leftover} was left by a command that was killed; it is removed")
+
+
+def _remove_unborn(path: str, cas: Cas) -> None:
+    """Remove records of commands that were killed before their volume had a header: nothing else knows their ids.
+
+    Such a record is under the lease of a process that is gone, and no commit but the empty first one was ever made.
+    """
+    from fspf.cas.liveness import holder_is_gone
+
+    for record in cas.list():
+        lease = record.lease
+        if (
+            record.name == final_name(path)
+            and record.anchor.generation <= 1
+            and lease is not None
+            and lease.holder.label == _LABEL
+            and holder_is_gone(lease.holder)
+        ):
+            cas.remove(record.volume_id)
 
 
 # -- an existing volume
