@@ -109,11 +109,10 @@ def run(args: Namespace, console: Console) -> int:
     if not (os.path.isdir(args.volume) and not os.listdir(args.volume)):
         refuse_existing(args.volume, "choose another name, or an empty directory")
     name = args.name or final_name(args.volume)
-    with connected(args, create=True) as cas:
-        with uninterrupted():
-            volume = Volume.create(args.volume, cas, name=name, label="fspf create", commit_interval=None, **settings)
-            with closing(volume):
-                document = describe(volume)
+    with connected(args, create=True) as cas, uninterrupted():
+        volume = Volume.create(args.volume, cas, name=name, label="fspf create", commit_interval=None, **settings)
+        with closing(volume):
+            document = describe(volume)
     console.document(document)
     console.line(f"{printable(args.volume)}: volume {document['volume_id']}, key in {document['cas']}")
     return 0
