@@ -6,6 +6,8 @@ It reads claims through `Layout` and asks the CAS; the decision is `fspf.core.fr
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +23,7 @@ from fspf.core.errors import (
 from fspf.core.format import ROOT_NAMES, RootFrame, RootRecord
 from fspf.core.freshness import choose_root
 from fspf.volume.holder import this_process
+from fspf.volume.layout import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +99,7 @@ def acquire_state(
         record, state = opening.record, opening.state
         if check is not None:
             check(opening)
+        _settle(layout, opening)
         try:
             lease = cas.acquire(
                 record.volume_id,
@@ -109,6 +113,27 @@ def acquire_state(
                 raise
         else:
             return opening, lease
+
+
+def _settle(layout: Layout, opening: Opening) -> None:
+    """Make durable what is about to be built on, before the CAS is told of it. COMMIT.md, opening.
+
+    The last writer may have been killed between a step and its sync. Then we see what it did through the host's memory
+    only, and a power cut would take it away: the root record that we adopt, the name of a segment file that we go on
+    to fill, the names of a volume just made.
+    """
+    state = opening.state
+    if state.tag != opening.record.anchor.root_tag:  # all that it reaches was synced before it was written
+        fd = os.open(layout.path / ROOT_NAMES[state.generation % 2], os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    sync_directory(layout.segments)
+    sync_directory(layout.path)
+    if state.generation == 1:
+        with suppress(OSError):  # a parent that may not be read is somebody else's
+            sync_directory(layout.path.parent)
 
 
 def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasRecord, *, accept_stale: bool) -> Opening:
