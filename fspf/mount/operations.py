@@ -552,4 +552,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._volume.removexattr(Ino(inode), name)
+        ino = Ino(inode)
+        if name in {acl.ACCESS, acl.DEFAULT} and self._xattr(ino, name) is None:
+            return  # other file systems do not mind, and the kernel removes a list so when it is set to an empty one
+        self._volume.removexattr(ino, name)

@@ -6,6 +6,7 @@ What a test checks on the mount is its own business; leftovers in general are fo
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -71,7 +72,9 @@ class Site:
             check=False,
         )
         if check is not None:
-            assert done.returncode == check, f"{words}: exit {done.returncode}: {done.stdout}{done.stderr}{self.read_log()}"
+            assert done.returncode == check, (
+                f"{words}: exit {done.returncode}: {done.stdout}{done.stderr}{self.read_log()}"
+            )
         return done
 
     def create(self) -> None:
@@ -120,6 +123,17 @@ class Site:
         pid = self.pid
         os.kill(pid, signal.SIGKILL)
         self.wait_gone(pid)
+        deadline = (
+            time.monotonic() + 10
+        )  # its threads may outlive it by a moment, and requests of that moment are aborted
+        while time.monotonic() < deadline:
+            try:
+                os.statvfs(self.mountpoint)
+            except OSError as exc:
+                if exc.errno == errno.ENOTCONN:
+                    return
+            time.sleep(0.01)
+        raise AssertionError("the mount does not answer ENOTCONN")
 
     @staticmethod
     def wait_gone(pid: int, seconds: float = 30.0) -> None:
@@ -141,13 +155,12 @@ class Site:
 
     def complaints(self) -> list[str]:
         """Lines of the daemon's log that nobody announced."""
-        found = []
-        for line in self.read_log().splitlines():
-            if re.search(r" (WARNING|ERROR|CRITICAL) |^Traceback", line) and not any(
-                re.search(pattern, line) for pattern in self.allowed
-            ):
-                found.append(line)
-        return found
+        return [
+            line
+            for line in self.read_log().splitlines()
+            if re.search(r" (WARNING|ERROR|CRITICAL) |^Traceback", line)
+            and not any(re.search(pattern, line) for pattern in self.allowed)
+        ]
 
 
 def as_nobody(code: str, *arguments: str | Path, groups: Sequence[int] = (), uid: int = 65534, gid: int = 65534) -> int:
