@@ -96,7 +96,7 @@ class Store:
 
     def __init__(
         self,
-        directory: str | bytes,
+        directory: str | bytes | PathLike[str],
         /,
         *,
         chunk_size: int = 4096,
@@ -136,7 +136,7 @@ class Store:
         """One above the highest slot in use."""
     def stats(self) -> dict[str, int]:
         """slots_used, slots_free, slots_pending, slots_reserved, segments, end_of_slots, counter, epoch, dirty_bytes (all trees of this store), cache_bytes,
-        cache_hits, cache_misses, syncs, writes, reads, bytes_sealed, bytes_opened, rebuilding (0/1)."""
+        cache_hits, cache_misses, syncs, writes, reads, bytes_sealed, bytes_opened, rebuilding (0/1), stray_frees (always 0 unless there is a bug)."""
     def close(self) -> None: ...
 
 @final

@@ -265,10 +265,11 @@ static PyObject *store_stats_py(PyObject *self, PyObject *Py_UNUSED(unused))
     uint64_t total = segments * st->slots.segment_slots - (st->slots.rebuilding ? st->slots.boundary : 0);
     uint64_t in_use = used - (st->slots.rebuilding ? st->slots.marked_count : 0);
     bool rebuilding = st->slots.rebuilding;
+    uint64_t stray = st->slots.stray_frees;
     pthread_mutex_unlock(&st->slots.lock);
     uint64_t end = slots_end(&st->slots);
     PyObject *result = Py_BuildValue(
-        "{sKsKsKsKsKsKsKsKsKsKsKsKsKsKsKsKsKsO}", "slots_used",
+        "{sKsKsKsKsKsKsKsKsKsKsKsKsKsKsKsKsKsKsi}", "slots_used",
         (unsigned long long)(used > pending + reserved ? used - pending - reserved : 0), "slots_free",
         (unsigned long long)(total > in_use ? total - in_use : 0), "slots_pending", (unsigned long long)pending,
         "slots_reserved", (unsigned long long)reserved, "segments", (unsigned long long)segments, "end_of_slots",
@@ -277,7 +278,8 @@ static PyObject *store_stats_py(PyObject *self, PyObject *Py_UNUSED(unused))
         "cache_hits", (unsigned long long)hits, "cache_misses", (unsigned long long)misses, "syncs",
         (unsigned long long)st->slots.files.syncs, "writes", (unsigned long long)st->slots.files.writes, "reads",
         (unsigned long long)st->slots.files.reads, "bytes_sealed", (unsigned long long)st->bytes_sealed,
-        "bytes_opened", (unsigned long long)st->bytes_opened, "rebuilding", rebuilding ? Py_True : Py_False);
+        "bytes_opened", (unsigned long long)st->bytes_opened, "stray_frees", (unsigned long long)stray, "rebuilding",
+        rebuilding ? 1 : 0);
     store_leave(st);
     return result;
 }

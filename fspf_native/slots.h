@@ -23,6 +23,8 @@ typedef struct {
     uint64_t cursor;
     _Atomic uint64_t used_count; /* bits in `used`; below the boundary only what was marked, while rebuilding */
 
+    uint64_t stray_frees; /* of slots that were not in use: stays 0 unless something is badly wrong */
+
     bool rebuilding;
     uint64_t boundary;   /* while rebuilding, nothing below is handed out */
     uint64_t *marked;    /* bits below the boundary found reachable */

@@ -17,7 +17,7 @@ static fspf_status read_run(tree *t, opener *o, uint64_t index, const uint8_t *p
     bool head = from > 0 || len < chunk_size;
     bool tail = count > 1 && (from + len) % chunk_size != 0;
     size_t whole = count - head - tail;
-    uint8_t *direct = out + (head ? chunk_size - from : 0);
+    uint8_t *direct = whole > 0 || tail ? out + (head ? chunk_size - from : 0) : out;
     if (head) {
         iov[iov_count++] = (struct iovec){edges, chunk_size};
     }
@@ -37,11 +37,13 @@ static fspf_status read_run(tree *t, opener *o, uint64_t index, const uint8_t *p
     }
     for (size_t i = 0; i < count && status == ST_OK; i++) {
         const uint8_t *pointer = pointers + i * POINTER_LEN;
-        uint8_t *block = direct + (i - head) * chunk_size;
+        uint8_t *block;
         if (head && i == 0) {
             block = edges;
         } else if (tail && i == count - 1) {
             block = edges + chunk_size;
+        } else {
+            block = direct + (i - head) * chunk_size;
         }
         if ((i + 1) * chunk_size > got) {
             status = opener_missing(pointer, err);
