@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +42,27 @@ def is_volume(path: str | bytes | os.PathLike[str]) -> bool:
             return file.read(len(HEADER_MAGIC)) == HEADER_MAGIC
     except OSError:
         return False
+
+
+def open_regular(path: Path) -> FileIO:
+    """Open a file that the host keeps for us, for reading, unbuffered.
+
+    The host may have put a fifo, a device or a link in its place: none of them is waited for, followed or read.
+
+    Raises:
+        FileNotFoundError: It is not there, or something else is.
+        OSError: It cannot be opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as exc:
+        if exc.errno in _NO_FILE:
+            raise FileNotFoundError(errno.ENOENT, f"no regular file: {exc.strerror}", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "no regular file", str(path))
+    return FileIO(fd)
 
 
 def sync_directory(path: Path) -> None:
@@ -218,20 +240,7 @@ class Layout:
         return found
 
     def _read(self, name: str, limit: int) -> bytes:
-        """Return what a file holds; `FileNotFoundError` also if there is something else in its place.
-
-        The host may have put a fifo or a device there: neither is waited for, nor read.
-        """
-        try:
-            fd = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError as exc:
-            if exc.errno in _NO_FILE:
-                raise FileNotFoundError(errno.ENOENT, f"no regular file: {exc.strerror}", name) from None
-            raise
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise FileNotFoundError(errno.ENOENT, "no regular file", name)
-        with open(fd, "rb") as file:
+        with BufferedReader(open_regular(self.path / name)) as file:
             return file.read(limit + 1)  # one byte more, so that a file that is too long is noticed
 
     # -- writing

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from array import array
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,13 +27,15 @@ from fspf.core.format import (
     RootFrame,
 )
 from fspf.volume.finding import Finding, Progress, Totals, joined
-from fspf.volume.layout import HEADER, KEYRING, KEYRING_BACKUP, LOCK, SEGMENTS, Layout
+from fspf.volume.layout import HEADER, KEYRING, KEYRING_BACKUP, LOCK, SEGMENTS, Layout, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SEGMENT_NAME: Final = re.compile(r"[0-9a-f]{8}", re.ASCII)
 _RUN: Final = 4 << 20  # bytes in one read
+_MAX_SMALL_FILE: Final = 64 << 20  # bytes; a keyring of a million sessions
+_STRAY_GAP: Final = 1024  # segments, as in fspf_native/segments.c
 _SECOND_LOOKS: Final = 5
 _PAUSE: Final = 0.05  # seconds between looks at a slot that a writer is just writing
 _EPOCH_MASK: Final = (1 << 24) - 1  # FORMAT.md 5: epoch in the low three bytes of the second word
@@ -178,8 +181,9 @@ class _Scrub:
 
     def _small_file(self, name: str) -> bytes | None:
         try:
-            return (self._volume / name).read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
+            with BufferedReader(open_regular(self._volume / name)) as file:
+                return file.read(_MAX_SMALL_FILE)
+        except FileNotFoundError:
             return None
 
     # -- segments
@@ -187,12 +191,16 @@ class _Scrub:
     def _segments(self) -> Iterator[Finding]:
         directory = self._volume / SEGMENTS
         try:
+            Layout(self._volume).check_segments()
             sizes = {
-                int(e.name, 16): e.stat().st_size for e in os.scandir(directory) if _SEGMENT_NAME.fullmatch(e.name)
+                int(e.name, 16): e.stat(follow_symlinks=False).st_size
+                for e in os.scandir(directory)
+                if _SEGMENT_NAME.fullmatch(e.name)
             }
-        except (FileNotFoundError, NotADirectoryError):
+        except IntegrityError:
             yield Finding(SEGMENTS.encode(), 0, 0, "missing", "the directory of the segments is not there")
             return
+        self._drop_strays(sizes)
         if not self._chunk_size:
             self._guess_geometry(sizes)
         if not self._chunk_size:
@@ -202,7 +210,7 @@ class _Scrub:
                 )
             return
         length = self._segment_slots * (self._chunk_size + CHECKSUM_ENTRY_LEN)
-        self._expected = sum(min(os.stat(directory / f"{n:08x}").st_blocks * 512, size) for n, size in sizes.items())
+        self._expected = sum(min(os.lstat(directory / f"{n:08x}").st_blocks * 512, size) for n, size in sizes.items())
         for number in range(max(sizes, default=-1) + 1):
             name = f"{SEGMENTS}/{number:08x}".encode()
             first = number * self._segment_slots
@@ -221,6 +229,16 @@ class _Scrub:
             yield from self._segment(name, number)
         self._progress(self._expected, self._expected)
 
+    def _drop_strays(self, sizes: dict[int, int]) -> None:
+        """Leave out files far above the others: segments are made one after another, so these are not the volume's."""
+        end = 0
+        for number in sorted(sizes):
+            if number >= end + _STRAY_GAP:
+                del sizes[number]
+                self._totals.notes.append(f"{SEGMENTS}/{number:08x} does not belong to the volume, it was not read")
+            else:
+                end = number + 1
+
     def _guess_geometry(self, sizes: dict[int, int]) -> None:
         """Find out chunk size and slots from the length of a whole segment: no two pairs give the same."""
         for size in sizes.values():
@@ -236,7 +254,7 @@ class _Scrub:
     def _segment(self, name: bytes, number: int) -> Iterator[Finding]:
         path = self._volume / os.fsdecode(name)
         try:
-            file = path.open("rb", buffering=0)
+            file = open_regular(path)
         except OSError as exc:
             yield Finding(name, 0, 0, "missing", f"cannot be opened: {exc.strerror}", number * self._segment_slots)
             return
