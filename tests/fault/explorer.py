@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 from tests.fault.memcas import MemoryCas
@@ -165,6 +166,7 @@ def explore(
     *,
     share: tuple[int, int] = (0, 1),
     limit: int | None = None,
+    sample: int | None = None,
     kept_in: Path | None = None,
     thorough_every: int = 3,
     stop_after: int = 5,
@@ -177,6 +179,7 @@ def explore(
         result: Of the workload.
         share: (i, n): only every n-th state, beginning with the i-th.
         limit: At most so many of this share.
+        sample: So many of all, chosen by a fixed seed, before they are shared.
         kept_in: Where failing states go.
         thorough_every: So many states share one that is also closed, reopened and crashed again.
         stop_after: That many violations are enough.
@@ -188,6 +191,10 @@ def explore(
     cuts: set[int] = set()
     with tempfile.TemporaryDirectory(prefix="fspf-crash-", dir=SCRATCH) as scratch:
         checker = Checker(Path(scratch), result)
+        if sample is not None:
+            found_states = list(every)
+            chosen = sorted(Random(sample).sample(range(len(found_states)), min(sample, len(found_states))))
+            every = iter([found_states[number] for number in chosen])
         for number, state in enumerate(every):
             if number % share[1] != share[0]:
                 continue
@@ -317,30 +324,34 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("recording", type=Path)
     parser.add_argument("--share", default="0/1", metavar="I/N")
     parser.add_argument("--states", type=int, default=None, help="at most, in this share")
+    parser.add_argument("--sample", type=int, default=None, help="so many of all states, chosen by a fixed seed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--random", type=int, default=3, help="seeded mixtures per cut")
     parser.add_argument("--stop-after", type=int, default=5, help="violations")
     parser.add_argument("--thorough-every", type=int, default=3)
     parser.add_argument("--keep", type=Path, default=None, help="directory for failing states")
     parser.add_argument("--recoveries", type=int, default=0, help="also crash that many recoveries again")
+    parser.add_argument("--recovery-states", type=int, default=60, help="of each recovery, for all shares together")
+    parser.add_argument("--only-recoveries", action="store_true")
     options = parser.parse_args(arguments)
     logging.disable(logging.CRITICAL)  # what is logged about a crash is no news here
     first, second = options.share.split("/")
     share = (int(first), int(second))
     recording: Recording = pickle.loads(options.recording.read_bytes())
 
-    def go(recorded: Recording, begin: int, count: int | None, every: int) -> Report:
+    def go(recorded: Recording, begin: int, every: int, sample: int | None = None) -> Report:
         return explore(
             all_states(recorded, seed=options.seed, random=options.random, first=begin),
             recorded.result,
             share=share,
-            limit=count,
+            limit=options.states,
+            sample=sample,
             kept_in=options.keep,
             stop_after=options.stop_after,
             thorough_every=every,
         )
 
-    report = go(recording, 0, options.states, options.thorough_every)
+    report = Report() if options.only_recoveries else go(recording, 0, options.thorough_every, options.sample)
     if options.recoveries:
         with tempfile.TemporaryDirectory(prefix="fspf-crash-", dir=SCRATCH) as scratch:
             for state, again in recoveries(
@@ -349,7 +360,7 @@ def main(arguments: list[str]) -> None:
                 begin = (
                     state.disk.cut if again.trace.start is recording.trace.start else 0
                 ) + 2  # after the first marks
-                found = go(again, begin, None, 9)
+                found = go(again, begin, 5, options.recovery_states)
                 found.violations = [f"recovery after {state}: {text}" for text in found.violations]
                 seconds = report.seconds + found.seconds
                 report.add(found)
@@ -360,4 +371,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from tests.fault import explorer  # what is pickled must not be of `__main__`
+
+    explorer.main(sys.argv[1:])

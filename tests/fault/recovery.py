@@ -73,4 +73,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from tests.fault import recovery  # what is pickled must not be of `__main__`
+
+    recovery.main(sys.argv[1:])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,8 @@ from tests.support.iotrace import mark
 
 SEGMENT_SLOTS: Final = 64  # the smallest there is
 VOLUME: Final = "volume"  # its name in the traced directory
-QUOTA_BYTES: Final = 6 * SEGMENT_SLOTS * CHUNK  # so small that freed slots are soon used again
+SEGMENT_BYTES: Final = SEGMENT_SLOTS * CHUNK
+QUOTA_BYTES: Final = 8 * SEGMENT_BYTES
 
 Mark = Callable[[str], None]
 
@@ -53,6 +55,7 @@ class Session:
         self.mark = mark
         self.freshness = Freshness.parse(freshness)
         self.random = Random(seed)
+        self.quota_bytes = QUOTA_BYTES
         self.result = Result()
         self.clock = Clock()
         self.cas = MemoryCas()
@@ -60,13 +63,29 @@ class Session:
         self.cas.before = self._before
         self.cas.after = self._after
         self.pair: Pair | None = None
-        self.meanwhile: Callable[[], None] | None = None  # what others do while a commit waits for the CAS
+        self.others: Callable[[], None] | None = None  # what others do while a commit waits for disk or CAS
 
     def _before(self, what: str) -> None:
         if what != "fetch":
             self.mark(f"cas-begin {len(self.result.cas)} {what}")
-        if what == "advance" and self.meanwhile is not None:
+        if what == "advance":
             self.meanwhile()
+
+    def meanwhile(self) -> None:
+        """Let others do something, if we are in the thread of the workload."""
+        if self.others is not None and threading.current_thread() is threading.main_thread():
+            self.others()
+
+    def busy_store(self, store: Any) -> Any:
+        """Return a store in whose `sync` others go on: before it, and after it before the root record is written."""
+
+        def sync() -> int:
+            self.meanwhile()
+            count = int(store.sync())
+            self.meanwhile()
+            return count
+
+        return sabotage.Instead(store, sync=sync)
 
     def _after(self, what: str) -> None:
         self.result.cas.append(self.cas.snapshot())
@@ -96,14 +115,14 @@ class Session:
             freshness=self.freshness,
             segment_slots=SEGMENT_SLOTS,
             commit_interval=None,
-            max_bytes=QUOTA_BYTES,
+            max_bytes=self.quota_bytes,
         )
         self.pair = Pair(volume, self.clock)
         self._note(promised=True)
 
     def open(self) -> None:
         assert self.pair is not None
-        self.pair.volume = Volume.open(self.path, self.cas, commit_interval=None, max_bytes=QUOTA_BYTES)
+        self.pair.volume = Volume.open(self.path, self.cas, commit_interval=None, max_bytes=self.quota_bytes)
         self.pair.forget_handles()
         self.pair.check_tree()
         self._note(promised=True)
@@ -227,6 +246,7 @@ def mixed(session: Session) -> None:
 
 def churn(session: Session) -> None:
     """Overwrite the same files again and again, so that slots are freed and given out again at once."""
+    session.quota_bytes = 4 * SEGMENT_BYTES
     session.create()
     pair = session.pair
     assert pair is not None
@@ -246,26 +266,29 @@ def churn(session: Session) -> None:
 
 
 def busy(session: Session) -> None:
-    """As `churn`, with another writer who goes on while a commit waits for the CAS."""
+    """As `churn`, with another writer who goes on while a commit waits for the disk and for the CAS."""
+    # So small that freed slots are soon used again; with a CAS that lags more of them wait.
+    session.quota_bytes = (3 if session.freshness == Freshness.strict() else 6) * SEGMENT_BYTES
     session.create()
     pair = session.pair
     assert pair is not None
-    inos = [pair.mknod(1, b"%d" % number, 0o100644) for number in range(4)]
+    inos = [pair.mknod(1, b"%d" % number, 0o100644) for number in range(3)]
 
-    def rewrite(ino: int | None) -> None:
+    def rewrite() -> None:
+        ino = session.random.choice(inos)
         assert ino is not None
         handle = pair.open(ino)
         assert handle is not None
-        pair.write(handle, session.random.randrange(10) * CHUNK, session.random.randbytes(18 * CHUNK))
+        pair.write(handle, session.random.randrange(16) * CHUNK, session.random.randbytes(8 * CHUNK))
         pair.close(handle)  # flushes: its blocks are written now
 
-    session.meanwhile = lambda: rewrite(session.random.choice(inos))
-    for number in range(24):
-        rewrite(session.random.choice(inos))
+    session.others = rewrite
+    for number in range(20):
+        rewrite()
         session.commit()
         if number % 5 == 0:
             session.trim()
-    session.meanwhile = None
+    session.others = None
     session.close()
 
 
@@ -301,7 +324,7 @@ WORKLOADS: Final[dict[str, Callable[[Session], None]]] = {
 def run(name: str, seed: int, directory: Path, mark: Mark, *, freshness: str = "strict", broken: str = "") -> Result:
     """Run a workload; the volume is left as it is, as if the process was killed."""
     session = Session(directory, mark, freshness=freshness, seed=seed)
-    with engine_clock(session.clock), sabotage.by_name(broken):
+    with engine_clock(session.clock), sabotage.by_name(broken), sabotage.commits_with(session.busy_store):
         WORKLOADS[name](session)
     return session.result
 
@@ -315,4 +338,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from tests.fault import workload  # what is pickled must not be of `__main__`
+
+    workload.main(sys.argv[1:])

@@ -1,0 +1,81 @@
+"""The crash explorer: every state that a crash of a workload may leave opens, with everything that was promised.
+
+CI checks some thousands of states, the nightly run many more. Replay a failing one with tools/crash.py.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.fault.explorer import Report, explore_in_processes, record_workload
+from tests.fault.sabotage import SABOTAGES
+from tests.support.plugin import NIGHTLY
+
+KEPT = Path(os.environ.get("FSPF_CRASH_KEEP", "/tmp/fspf-crash"))
+
+CI_LEVEL = [  # workload, seed, freshness, share of the states (None: all), fewest states that this must be
+    pytest.param("creation", 1, "strict", None, 60, id="creation"),
+    pytest.param("scripted", 1, "strict", None, 700, id="each kind of change"),
+    pytest.param("mixed", 1, "strict", 500, 900, id="random operations"),
+    pytest.param("busy", 1, "strict", 500, 900, id="others write while a commit waits"),
+    pytest.param("rekeys", 1, "strict", None, 400, id="rekey"),
+    pytest.param("busy", 2, "bounded:50ms,3", 300, 500, id="bounded"),
+    pytest.param("mixed", 3, "none", 300, 500, id="no freshness"),
+]
+
+
+def _explore(scratch: Path, name: str, seed: int, freshness: str, options: list[str], *, broken: str = "") -> Report:
+    recording = record_workload(name, seed, scratch, freshness=freshness, broken=broken)
+    report = explore_in_processes(recording, scratch, options)
+    print(f"{name} (seed {seed}, {freshness}): {report.states} states at {report.cuts} cuts in {report.seconds:.1f} s")
+    return report
+
+
+def _fail_on(report: Report) -> None:
+    assert not report.violations, "\n".join(
+        [*report.violations, "replay with tools/crash.py --replay FILE:", *report.kept]
+    )
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("name", "seed", "freshness", "most", "fewest"), CI_LEVEL)
+def test_every_crash_leaves_a_committed_state(
+    scratch: Path, name: str, seed: int, freshness: str, most: int | None, fewest: int
+) -> None:
+    options = ["--keep", str(KEPT)]
+    if most is not None and not NIGHTLY:
+        options += ["--sample", str(2 * most)]
+    report = _explore(scratch, name, seed, freshness, options)
+    _fail_on(report)
+    assert report.states >= fewest
+    generations = report.generations
+    assert generations == list(range(generations[-1] + 1)), "some generation was never recovered to"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["scripted", "churn", "rekeys"])
+def test_a_crash_during_recovery_leaves_a_committed_state(scratch: Path, name: str) -> None:
+    """Killed processes leave unsynced writes that a power cut during the next process's recovery may yet lose."""
+    count = 60 if NIGHTLY else 8
+    options = ["--only-recoveries", "--recoveries", str(count), "--recovery-states", "60", "--keep", str(KEPT)]
+    report = _explore(scratch, name, 5, "strict", options)
+    _fail_on(report)
+    assert report.states >= 10 * count
+
+
+@pytest.mark.parametrize("broken", SABOTAGES)
+def test_a_broken_commit_is_noticed(scratch: Path, broken: str) -> None:
+    report = _explore(scratch, "busy", 1, "strict", ["--stop-after", "1"], broken=broken)
+    assert report.violations
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("freshness", ["strict", "bounded:20ms,2", "none"])
+def test_many_random_lives(scratch: Path, seed: int, freshness: str) -> None:
+    options = ["--keep", str(KEPT), "--seed", str(seed), "--random", "6", "--recoveries", "10"]
+    _fail_on(_explore(scratch, "mixed", 1000 + seed, freshness, options))
