@@ -105,10 +105,11 @@ def unmount_and_wait(place: str, *, lazy: bool = False, force: bool = False, tim
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         process = _open_process(pid, status["pid_start"])
+        remark = ""
         try:
             try:
-                if not status["options"] or "ro" not in status["options"]:
-                    _commit(place, force=force)
+                if not status["read_only"] or status["failed"]:
+                    remark = _commit(place, force=force)
                 listens = _ask_for_farewell(place, writer)
             finally:
                 os.close(writer)
@@ -123,7 +124,8 @@ def unmount_and_wait(place: str, *, lazy: bool = False, force: bool = False, tim
                 ) from exc
             if lazy:
                 return Unmounted(waited=False, remark=f"the daemon ({pid}) ends when the last user is gone")
-            return _wait(place, pid, process, reader, listens=listens, timeout_s=timeout_s)
+            waited = _wait(place, pid, process, reader, listens=listens, timeout_s=timeout_s)
+            return Unmounted(waited=waited, remark=remark)
         finally:
             if process is not None:
                 os.close(process)
@@ -145,14 +147,19 @@ def _open_process(pid: int, started: int | None) -> int | None:
     return process
 
 
-def _commit(place: str, *, force: bool) -> None:
-    """Bring everything that anybody wrote to the volume, and anchor it."""
+def _commit(place: str, *, force: bool) -> str:
+    """Bring everything that anybody wrote to the volume, and anchor it; a remark on what had failed before."""
+    remark = ""
     try:
-        sync_filesystem(place)
+        try:
+            sync_filesystem(place)
+        except OSError as exc:  # also for a write that failed long ago and was reported to the writer only
+            sync_filesystem(place)
+            remark = f"something that was written to it was lost earlier: {exc.strerror}"
         os.setxattr(place, CONTROL, b"commit")
     except OSError as exc:
         if force:
-            return
+            return f"its last commit failed: {exc.strerror}"
         error = None
         with suppress(FspfError, OSError):
             error = status_of(place).get("last_error")
@@ -161,6 +168,7 @@ def _commit(place: str, *, force: bool) -> None:
             f"{place!r} stays mounted, its data could not be committed: {message}; --force unmounts all the same",
             exit_code=error["exit_code"] if error else 1,
         ) from exc
+    return remark
 
 
 def _ask_for_farewell(place: str, writer: int) -> bool:
@@ -172,7 +180,8 @@ def _ask_for_farewell(place: str, writer: int) -> bool:
     return True
 
 
-def _wait(place: str, pid: int, process: int | None, reader: int, *, listens: bool, timeout_s: float) -> Unmounted:
+def _wait(place: str, pid: int, process: int | None, reader: int, *, listens: bool, timeout_s: float) -> bool:
+    """Wait for the daemon's end; False if it cannot be seen from here."""
     deadline = time.monotonic() + timeout_s
     raw = b""
     while listens:
@@ -185,7 +194,7 @@ def _wait(place: str, pid: int, process: int | None, reader: int, *, listens: bo
     if process is not None and not select.select([process], [], [], max(deadline - time.monotonic(), 0))[0]:
         raise _still_there(place, pid)
     if not listens:
-        return Unmounted(waited=process is not None)
+        return process is not None
     if not raw:
         raise ReportedError(f"the daemon ({pid}) of {place!r} died before its last commit; what was synced is safe")
     message = json.loads(raw)
@@ -194,7 +203,7 @@ def _wait(place: str, pid: int, process: int | None, reader: int, *, listens: bo
         raise ReportedError(
             f"{place!r} is unmounted, but its last commit failed: {error['message']}", exit_code=error["exit_code"]
         )
-    return Unmounted(waited=True)
+    return True
 
 
 def _still_there(place: str, pid: int) -> FspfError:

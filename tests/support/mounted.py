@@ -35,10 +35,11 @@ class Site:
 
     root: Path
     allowed: list[str] = field(default_factory=list)  # regular expressions of log lines that a test expects
+    disk: Path | None = None  # where the volume is, if not below `root`
 
     @property
     def volume(self) -> Path:
-        return self.root / "volume"
+        return (self.disk or self.root) / "volume"
 
     @property
     def mountpoint(self) -> Path:
@@ -195,10 +196,10 @@ def need_fuse() -> None:
         pytest.skip("no-fuse: there is no /dev/fuse")
 
 
-def make_site(root: Path) -> Iterator[Site]:
+def make_site(root: Path, disk: Path | None = None) -> Iterator[Site]:
     """Give out a site with an unmounted volume; at the end nothing is mounted, and the log is clean."""
     need_fuse()
-    site = Site(root)
+    site = Site(root, disk=disk)
     site.create()
     yield site
     problem = ""
