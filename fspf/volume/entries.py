@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from fspf.volume.inodes import Attr
 
 _PAGE: Final = 512  # entries fetched at once
+_MIN_TIME: Final = -(2**63)  # ns since 1970
+_MAX_TIME: Final = 2**63 - 1
 _STAT_BLOCK: Final = 4096  # bytes; st_blksize
+
+
+def clamp_time(ns: int) -> int:
+    """Return the nearest time that a volume can keep (1677 to 2262), as the kernel does for any file system."""
+    return min(max(ns, _MIN_TIME), _MAX_TIME)
 
 
 def stat_result(attr: Attr, device: int) -> os.stat_result:

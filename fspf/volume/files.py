@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from fspf.core.errors import ReadOnlyError
 from fspf.core.types import ROOT_INO
 from fspf.volume.either import ClassOrObject, also_by_inode
-from fspf.volume.entries import ScandirIterator, stat_result
+from fspf.volume.entries import ScandirIterator, clamp_time, stat_result
 from fspf.volume.fileio import Mode, RawFile, check_arguments, copy_content, wrap
 from fspf.volume.inodes import InodeVolume
 from fspf.volume.paths import NAME_MAX, Found, Last, encode, failure, resolve
@@ -169,7 +169,10 @@ class Files(InodeVolume):
             below: list[Any] = []
             try:
                 for entry in self.scandir(here):
-                    is_directory = entry.is_dir()
+                    try:
+                        is_directory = entry.is_dir()
+                    except OSError:  # a loop of links
+                        is_directory = False
                     (directories if is_directory else others).append(entry.name)
                     if not topdown and is_directory and (followlinks or not entry.is_symlink()):
                         below.append(entry.path)
@@ -386,7 +389,7 @@ class Files(InodeVolume):
             ns = (time.time_ns(),) * 2 if times is None else (_to_ns(times[0]), _to_ns(times[1]))
         with naming(path):
             ino = self._find(path, follow=follow_symlinks).ino
-            self.setattr(ino, atime_ns=ns[0], mtime_ns=ns[1])
+            self.setattr(ino, atime_ns=clamp_time(ns[0]), mtime_ns=clamp_time(ns[1]))
 
     def truncate(self, path: AnyPath, length: int) -> None:
         with naming(path):

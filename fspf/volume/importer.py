@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from fspf.core.errors import UsageError
 from fspf.core.types import ROOT_INO, Ino, Protection
+from fspf.volume.entries import clamp_time
 from fspf.volume.paths import failure
 from fspf.volume.reader import (
     CHANGED,
@@ -63,7 +64,7 @@ def encrypt_tree(
         source: A directory.
         volume: Open for writing; empty unless *update*.
         authenticated: Paths below *source* whose content is authenticated but not encrypted.
-        update: Make the volume equal to *source*: delete what is gone, rewrite what differs.
+        update: Make the volume equal to *source*: delete what is gone, rewrite what differs (in more than atime).
         checksum: With *update*, compare contents instead of size, mtime and ctime.
         threads: Readers.
         progress: Called often.
@@ -217,8 +218,15 @@ class _Importer:
         directory.existing = None
         status = directory.status
         assert status is not None  # every directory that is read was looked at
-        self._volume.setattr(Ino(directory.ino), atime_ns=status.st_atime_ns, mtime_ns=status.st_mtime_ns)
+        self._warn_of_time(directory.path, status)
+        self._volume.setattr(
+            Ino(directory.ino), atime_ns=clamp_time(status.st_atime_ns), mtime_ns=clamp_time(status.st_mtime_ns)
+        )
         self.summary.directories += 1
+
+    def _warn_of_time(self, path: bytes, status: os.stat_result) -> None:
+        if clamp_time(status.st_mtime_ns) != status.st_mtime_ns:
+            self.summary.warn(path, "its time is beyond what a volume keeps (1677 to 2262); the nearest is taken")
 
     def _report(self, path: bytes) -> None:
         if self._progress is not None:
@@ -272,6 +280,8 @@ class _Importer:
                 self._remove(directory, item.name, existing)
                 self.summary.removed += 1
             return
+        if item.directory is None:
+            self._warn_of_time(path, status)
         key = (status.st_dev, status.st_ino)
         if status.st_nlink > 1 and kind != stat.S_IFDIR:
             known = self._links.get(key)
@@ -348,8 +358,8 @@ class _Importer:
             gid=status.st_gid,
             rdev=status.st_rdev,
             target=target,
-            atime_ns=status.st_atime_ns,
-            mtime_ns=status.st_mtime_ns,
+            atime_ns=clamp_time(status.st_atime_ns),
+            mtime_ns=clamp_time(status.st_mtime_ns),
             xattrs=xattrs,
             protection=protection,
         )
@@ -496,7 +506,7 @@ class _Importer:
         there = (status.st_mode, status.st_uid, status.st_gid)
         if stat.S_ISDIR(status.st_mode):  # its times are set when all is in it
             return here != there
-        return (*here, attr.atime_ns, attr.mtime_ns) != (*there, status.st_atime_ns, status.st_mtime_ns)
+        return (*here, attr.mtime_ns) != (*there, clamp_time(status.st_mtime_ns))  # reading alone moves atime
 
     def _set_attributes(self, ino: Ino, status: os.stat_result) -> None:
         self._volume.setattr(
@@ -504,8 +514,8 @@ class _Importer:
             mode=status.st_mode,
             uid=status.st_uid,
             gid=status.st_gid,
-            atime_ns=status.st_atime_ns,
-            mtime_ns=status.st_mtime_ns,
+            atime_ns=clamp_time(status.st_atime_ns),
+            mtime_ns=clamp_time(status.st_mtime_ns),
         )
 
     def _set_xattrs(self, ino: Ino, wanted: dict[bytes, bytes]) -> bool:
@@ -529,7 +539,10 @@ class _Importer:
             return True
         if self._checksum:
             return self._bytes_differ(source, existing)
-        return status.st_mtime_ns != existing.mtime_ns or status.st_ctime_ns > existing.ctime_ns - _CTIME_SLACK_NS
+        return (
+            clamp_time(status.st_mtime_ns) != existing.mtime_ns
+            or status.st_ctime_ns > existing.ctime_ns - _CTIME_SLACK_NS
+        )
 
     def _bytes_differ(self, source: int, existing: Attr) -> bool:
         offset = 0

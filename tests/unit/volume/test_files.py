@@ -287,7 +287,6 @@ io_steps = st.one_of(
     st.tuples(st.just("flush")),
     st.tuples(st.just("readable")),
     st.tuples(st.just("writable")),
-    st.tuples(st.just("seekable")),
     st.tuples(st.just("isatty")),
 )
 
