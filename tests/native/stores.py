@@ -96,7 +96,7 @@ class Disk:
         with self.segment_of(slot).open("rb") as file:
             return os.pread(file.fileno(), self.chunk_size, self.slot_offset(slot))
 
-    def write_slot(self, slot: int, data: bytes) -> None:
+    def write_slot(self, slot: int, data: bytes | bytearray) -> None:
         with self.segment_of(slot).open("r+b") as file:
             os.pwrite(file.fileno(), data, self.slot_offset(slot))
 

@@ -23,8 +23,8 @@ def build(disk: Disk, chunks: int = 300, protection: int = 0) -> tuple[ContentRo
     return root, content
 
 
-def reader(disk: Disk, **options: int) -> Store:
-    return disk.store(writable=False, **options)
+def reader(disk: Disk) -> Store:
+    return disk.store(writable=False)
 
 
 def block(disk: Disk, root: ContentRoot, level: int, index: int, protection: int = 0) -> Pointer:

@@ -403,7 +403,6 @@ def test_closed_store_refuses_everything(disk: Disk) -> None:
         with pytest.raises(RuntimeError, match="closed"):
             call()
     assert tree.size == 100_000
-    del tree, store
 
 
 @pytest.mark.parametrize(
@@ -428,7 +427,12 @@ def test_store_options_out_of_range(disk: Disk, options: dict[str, int]) -> None
 def test_offsets_out_of_range(disk: Disk) -> None:
     store = disk.store()
     tree = Tree(store)
-    for call in (lambda: tree.write(b"x", -1), lambda: tree.read(-1, 1), lambda: tree.read(0, -1), lambda: tree.truncate(2**63)):
+    for call in (
+        lambda: tree.write(b"x", -1),
+        lambda: tree.read(-1, 1),
+        lambda: tree.read(0, -1),
+        lambda: tree.truncate(2**63),
+    ):
         with pytest.raises(ValueError, match="expected"):
             call()
     with pytest.raises(OSError, match="2\\^63") as caught:

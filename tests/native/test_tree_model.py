@@ -63,7 +63,12 @@ class TreeMachine(RuleBasedStateMachine):
             self.tree.destroy()
             self.store.commit_anchored(self.store.commit_begin())
             stats = self.store.stats()
-            assert (stats["slots_used"], stats["slots_pending"], stats["dirty_bytes"], stats["stray_frees"]) == (0, 0, 0, 0)
+            assert (stats["slots_used"], stats["slots_pending"], stats["dirty_bytes"], stats["stray_frees"]) == (
+                0,
+                0,
+                0,
+                0,
+            )
             self.store.close()
         shutil.rmtree(self.directory)
 
