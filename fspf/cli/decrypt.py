@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fspf.cli.console import human_size, json_name, printable
 from fspf.cli.encrypt import follow, show_problems, summary_document
 from fspf.cli.location import parse_location
-from fspf.cli.options import add_threads, nonempty, opened, refuse_existing
-from fspf.core.errors import UsageError
+from fspf.cli.options import add_threads, moved, nonempty, opened, refuse_existing
+from fspf.core.errors import LeaseError, UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -46,6 +46,12 @@ def run(args: Namespace, console: Console) -> int:
     with opened(args, location.volume, "fspf decrypt") as volume, console.progress("decrypt") as bar:
         summary = decrypt_tree(volume, args.dest, path=location.inside, threads=args.threads, progress=follow(bar))
         head = {"volume": str(volume.path), **json_name("path", location.inside), "dest": os.path.abspath(args.dest)}
+        if summary.damaged and moved(volume):
+            message = (
+                f"the volume was written to while it was read, and {len(summary.damaged)} files were replaced meanwhile: "
+                f"delete {args.dest!r}, and decrypt again when nobody writes"
+            )
+            raise LeaseError(message)
     console.document({**head, **summary_document(summary)})
     show_problems(console, summary)
     console.line(f"{printable(args.dest)}: {summary.entries} files, {human_size(summary.bytes)}")

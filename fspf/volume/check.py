@@ -6,6 +6,7 @@ key there is `fspf.volume.scrub`.
 
 from __future__ import annotations
 
+import re
 import stat
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import apsw
 
-from fspf.core.errors import FormatError, IntegrityError, TornError
+from fspf.core.errors import IntegrityError, TornError
 from fspf.core.format import KEYRING_RECORD_LEN, ROOT_NAMES
 from fspf.core.types import ROOT_INO, ContentRoot, Ino
 from fspf.volume.finding import Finding, Progress, Totals
@@ -36,6 +37,7 @@ _MAX_SQLITE_MESSAGES: Final = 100
 _BATCHES_PER_THREAD: Final = 4  # bounds the memory of what waits
 _BATCH_FILES: Final = 64
 _BATCH_BYTES: Final = 4 << 20
+_KIND_IN_TEXT: Final = re.compile(r" are (missing|torn|tampered|stale)\b")  # of a damaged namespace
 _TICK: Final = 0.2  # seconds between signs of progress within one file
 
 Damage = list[tuple[int, int, str, int, int]]  # offset, length, kind, slot, level
@@ -75,11 +77,12 @@ def verify_closed(path: str | os.PathLike[str], failure: IntegrityError) -> Iter
     """Report what is known of a volume that cannot be opened because of *failure*."""
     found = list(scrub_directory(path))
     yield from found
-    if not found or not isinstance(failure, TornError):
-        kind = "torn" if isinstance(failure, TornError) else "tampered"
-        if "missing" in str(failure) and not isinstance(failure, FormatError):
-            kind = "missing"
-        yield Finding(b"", 0, 0, kind, str(failure))
+    text = str(failure)
+    if any(finding.detail == text for finding in found) or (found and isinstance(failure, TornError)):
+        return
+    named = _KIND_IN_TEXT.search(text)
+    kind = "torn" if isinstance(failure, TornError) else named[1] if named else "tampered"
+    yield Finding(b"", 0, 0, kind, text, None, "namespace" if text.startswith("namespace") else "directory")
 
 
 class _Check:
