@@ -145,7 +145,8 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
     other_versions: dict[int, str] = {}
     for name, raw in layout.read_roots().items():
         if isinstance(raw, IntegrityError):
-            damaged[name] = str(raw)
+            if record.anchor.generation > 1 or name != ROOT_NAMES[0]:  # generation 2 comes with the second commit
+                damaged[name] = str(raw)
             continue
         if record.anchor.generation <= 1 and not any(raw):
             continue  # the second root of a volume with one commit
