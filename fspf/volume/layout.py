@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+from contextlib import suppress
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -72,6 +73,16 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _remove_foreign(path: Path) -> None:
+    """Remove what lies in the place of a file of ours and is none: a link, a fifo, an empty directory."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            path.rmdir()
+        elif not stat.S_ISREG(mode):
+            path.unlink()
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:
@@ -271,6 +282,7 @@ class Layout:
         name = ROOT_NAMES[generation % 2]
         fd = self._root_fds.get(name)
         if fd is None:
+            _remove_foreign(self.path / name)
             fd = os.open(
                 self.path / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
             )
@@ -284,6 +296,7 @@ class Layout:
     def _replace(self, name: str, data: bytes) -> None:
         new = self.path / (name + _NEW)
         new.unlink(missing_ok=True)  # of an interrupted attempt, or the host's: never written through
+        _remove_foreign(self.path / name)
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _write_all(fd, data, 0)
