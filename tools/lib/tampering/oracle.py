@@ -412,8 +412,12 @@ class Examination:
         volume = self._open(damages, read_only=True)
         if volume is None:
             return
-        with volume:
-            findings = [finding for finding in verify_volume(volume, threads=1) if finding.scope != "directory"]
+        try:
+            with volume:
+                findings = [finding for finding in verify_volume(volume, threads=1) if finding.scope != "directory"]
+        except Exception as exc:  # noqa: BLE001
+            self._fault(f"verify ended in {type(exc).__name__}: {exc}")
+            return
         for finding in findings:
             end = finding.offset + finding.length
             alike = [
@@ -445,19 +449,32 @@ class Examination:
 
     def scrubbing(self) -> None:
         """Let `fspf scrub` look: exactly the slots whose bytes do not fit their checksum."""
+        if not (self._patient.path / "segments").is_dir():
+            return
         expected = set()
         anatomy = self._anatomy
-        for block in anatomy.blocks:
-            if anatomy.segment_of(block.slot) in self._patient.touched:
-                claimed, entry = self._patient.read_slot(block.slot), self._patient.read_entry(block.slot)
+        for name in self._patient.touched & set(self._patient.names()):
+            first = int(name.rpartition("/")[2], 16) * anatomy.header.segment_slots
+            for slot in range(first, first + anatomy.header.segment_slots):
+                claimed, entry = self._patient.read_slot(slot), self._patient.read_entry(slot)
                 if claimed is None or entry is None:
                     return  # cut off: a finding of the segment, not of the slot
                 if any(entry) and checksum(claimed) != entry[:8]:
-                    expected.add(block.slot)
+                    expected.add(slot)
         found = set()
-        for finding in scrub(self._patient.path):
-            if finding.slot is not None and finding.kind == "torn":
-                found |= set(range(finding.slot, finding.slot + finding.length // anatomy.header.chunk_size))
+        try:
+            for finding in scrub(self._patient.path):
+                if finding.slot is not None and finding.kind == "torn":
+                    found |= set(range(finding.slot, finding.slot + finding.length // anatomy.header.chunk_size))
+        except FspfError as exc:
+            if exc.exit_code not in {1, 20}:
+                self._fault(f"scrub: {exc}")
+            return
+        except Exception as exc:  # noqa: BLE001
+            self._fault(f"scrub ended in {type(exc).__name__}: {exc}")
+            return
+        if self._case.group.startswith("header"):
+            return  # without a geometry there are no slots
         if found != expected:
             self._fault(f"scrub: slots {sorted(expected)} expected, {sorted(found)} found")
 

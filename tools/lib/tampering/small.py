@@ -64,7 +64,7 @@ def altered(data: bytes, low: int, high: int, value: bytes, *, fix: bool) -> byt
 def special_files() -> Iterator[tuple[str, Callable[[Path], object]]]:
     """Return what may lie in the place of a file."""
     yield "a directory", lambda path: path.mkdir()
-    yield "a fifo", lambda path: os.mkfifo(path)
+    yield "a fifo", os.mkfifo
     yield "a dangling symlink", lambda path: path.symlink_to("nowhere")
     yield "a symlink to itself", lambda path: path.symlink_to(path.name)
     yield "a symlink to /dev/null", lambda path: path.symlink_to("/dev/null")
@@ -371,7 +371,6 @@ def _root_files(anatomy: Anatomy, material: Material) -> Iterator[Case]:
     )
     # A record in the wrong file: the next commit would write over the anchored state.
     yield Case("roots exchanged", "root file", partial(_write, contents={newest: old_raw, older: new_raw}), both)
-    lost, previous = _newest_lost(material)
     if not material.ahead:
         yield Case("older root in both files", "root file", _replace(newest, old_raw), both)
         yield Case("newest root in both files", "root file", _replace(older, new_raw), None)
