@@ -350,7 +350,9 @@ class FspfFileSystem(AbstractFileSystem):
         volume = shared.volume
         kind = mode.replace("b", "")
         if kind == "r":
-            return volume.open_stream(inside, "rb")
+            stream = volume.open_stream(inside, "rb")
+            stream.raw.warns = False  # type: ignore[attr-defined]  # pyarrow leaves its readers to the collector
+            return stream
         if self._auto_mkdir and "r" not in kind:
             volume.makedirs(posixpath.dirname(inside), exist_ok=True)
         temporary = inside

@@ -81,6 +81,7 @@ class RawFile(io.RawIOBase):
 
     Attributes:
         name: Path as it was given to `open`.
+        warns: Whether it is a mistake to forget to close it.
     """
 
     def __init__(self, handle: Handle, name: str | bytes, mode: Mode) -> None:
@@ -89,6 +90,7 @@ class RawFile(io.RawIOBase):
         self._mode = mode
         self._position = handle.size if mode.kind == "a" else 0
         self.name = name
+        self.warns = True
 
     def __repr__(self) -> str:
         state = "[closed]" if self.closed else f"name={self.name!r} mode={self.mode!r}"
@@ -101,7 +103,7 @@ class RawFile(io.RawIOBase):
 
     def _dealloc_warn(self, source: object) -> None:
         """Warn as `io.FileIO` does; the buffers around this call it by this name."""
-        if not self.closed:
+        if self.warns and not self.closed:
             warnings.warn(f"unclosed file {source!r}", ResourceWarning, stacklevel=2, source=source)
 
     @property
@@ -174,8 +176,10 @@ class RawFile(io.RawIOBase):
 
     def write(self, data: ReadableBuffer, /) -> int:
         self._check_writable()
+        count = memoryview(data).nbytes
+        if not count:
+            return 0  # as write(2): nothing moves
         if self._mode.kind == "a":
-            count = memoryview(data).nbytes
             self._position = self._handle.append(data) + count
         else:
             count = self._handle.write(self._position, data)

@@ -49,7 +49,9 @@ def naming(path: object, path2: object = None) -> Iterator[None]:
         yield
     except OSError as exc:
         if exc.errno is not None:
-            exc.filename, exc.filename2 = path, path2  # the inode layer knows the last component only
+            exc.filename = path  # the inode layer knows the last component only
+            if path2 is not None:
+                exc.filename2 = path2
         raise
     except ReadOnlyError as exc:
         raise OSError(errno.EROFS, str(exc), path) from exc
@@ -301,8 +303,6 @@ class Files(InodeVolume):
             place = self._place(path)
             if not place.name:
                 raise failure(errno.EISDIR)
-            if len(place.name) > NAME_MAX:
-                raise failure(errno.ENAMETOOLONG)
             attr = self.lookup(place.parent, place.name)
             if stat.S_ISDIR(attr.mode):
                 raise failure(errno.EISDIR)
@@ -320,9 +320,9 @@ class Files(InodeVolume):
             old, new = self._place(src), self._place(dst)
             if not old.name or not new.name:
                 raise failure(errno.EBUSY)
-            if max(len(old.name), len(new.name)) > NAME_MAX:
-                raise failure(errno.ENAMETOOLONG)
             attr = self.lookup(old.parent, old.name)
+            if len(new.name) > NAME_MAX:
+                raise failure(errno.ENAMETOOLONG)
             if not stat.S_ISDIR(attr.mode) and (old.slash or new.slash):
                 raise failure(errno.ENOTDIR)
             super().rename(old.parent, old.name, new.parent, new.name)

@@ -154,8 +154,16 @@ def test_names_come_after_the_sync(volume: Volume, dest: Path, monkeypatch: pyte
         sync(tree)
 
     monkeypatch.setattr(exporter, "_syncfs", note_sync)
-    monkeypatch.setattr(os, "rename", lambda *a, **k: (events.append("rename"), rename(*a, **k)))
-    monkeypatch.setattr(os, "link", lambda *a, **k: (events.append("link"), link(*a, **k)))
+
+    def noted(call: Any, name: str) -> Any:
+        def wrapper(*arguments: Any, **options: Any) -> None:
+            events.append(name)
+            call(*arguments, **options)
+
+        return wrapper
+
+    monkeypatch.setattr(os, "rename", noted(rename, "rename"))
+    monkeypatch.setattr(os, "link", noted(link, "link"))
     assert decrypt_tree(volume, dest).exit_code == 0
     assert sorted(events[1:-1]) == ["link"] + ["rename"] * 20
     assert (events[0], events[-1]) == ("sync", "sync")

@@ -365,7 +365,7 @@ def same_size_and_time(path: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "nothing": lambda path: None,
+    "nothing": lambda _: None,
     "content": lambda path: (path / "d/e/f").write_bytes(b"more than there was"),
     "content of several names": lambda path: (path / "d/link").write_bytes(b"!"),
     "content of equal size and mtime": same_size_and_time,
