@@ -237,6 +237,10 @@ class CasFile:
             or self._identity != self._stat()  # moved away, or put back from a backup
             or self._pid != os.getpid()
         ):
+            if not self._frozen and self._pid == os.getpid():
+                # SQLite leaves the log of a file that lost its name where it is, for the next file of that name.
+                with contextlib.suppress(apsw.Error):
+                    self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._disconnect()
         self._pid = os.getpid()
         if self._connection is None:
@@ -369,7 +373,7 @@ class CasFile:
         """Make the key files fit what is stored; within a transaction that may write."""
         unlock = self._stored_unlock(connection)
         if unlock.argon2 is not None:
-            stale = (self.key_path, self._pending_path)
+            stale: tuple[str, ...] = (self.key_path, self._pending_path)
         else:
             pending = read_key_file(self._pending_path)
             if pending is not None and unlock.fits(pending):
@@ -416,12 +420,18 @@ class CasFile:
     def _fill(self, part: str, master: SecretKey, file_key: SecretKey) -> None:
         connection = apsw.Connection(part, flags=apsw.SQLITE_OPEN_READWRITE, vfs=self._vfs)
         try:
-            connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA synchronous = FULL")
             with connection:
                 connection.execute(_SCHEMA)
                 unlock = Unlock.by_key_file(master, file_key).pack()
                 check = master.siv_seal(_CHECK_LABEL, _CHECK_LABEL)
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", (("unlock", unlock), ("check", check)))
+            # Last: so that all is in the file itself, and no log has to come with it.
+            mode = connection.execute("PRAGMA journal_mode = WAL").get
+            if mode != "wal":
+                raise CasUnreachableError(
+                    f"the CAS {self.path} cannot be made: its file system does not do for SQLite's log"
+                )
         finally:
             connection.close()
 
