@@ -137,7 +137,14 @@ class Volume(Files):
         header = Header(os.urandom(VOLUME_ID_LEN), chunk_size, segment_slots)
         header_bytes = header.pack()
         made_directory = not layout.path.exists()
-        layout.prepare()
+        try:
+            layout.prepare()
+        except BaseException as exc:
+            if made_directory and isinstance(exc, OSError):
+                with suppress(OSError):
+                    layout.discard(made_directory=True)
+            layout.close()
+            raise
         record: CasRecord | None = None
         volume: Self | None = None
         try:
