@@ -421,11 +421,11 @@ class CasFile:
         connection = apsw.Connection(part, flags=apsw.SQLITE_OPEN_READWRITE, vfs=self._vfs)
         try:
             connection.execute("PRAGMA synchronous = FULL")
-            with connection:
-                connection.execute(_SCHEMA)
-                unlock = Unlock.by_key_file(master, file_key).pack()
-                check = master.siv_seal(_CHECK_LABEL, _CHECK_LABEL)
-                connection.executemany("INSERT INTO meta VALUES (?, ?)", (("unlock", unlock), ("check", check)))
+            unlock = Unlock.by_key_file(master, file_key).pack()
+            check = master.siv_seal(_CHECK_LABEL, _CHECK_LABEL)
+            connection.execute(f"BEGIN IMMEDIATE; {_SCHEMA}")
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", (("unlock", unlock), ("check", check)))
+            connection.execute("COMMIT")
             # Last: so that all is in the file itself, and no log has to come with it.
             mode = connection.execute("PRAGMA journal_mode = WAL").get
             if mode != "wal":
