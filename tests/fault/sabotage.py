@@ -17,19 +17,19 @@ from fspf.volume.commit import Commits, Prepared
 from fspf.volume.layout import Layout
 
 
-class _Store:
-    """A native store, some of whose methods are others."""
+class Instead:
+    """An object (or a module) some of whose attributes are others."""
 
-    def __init__(self, store: Any, **replaced: Callable[..., Any]) -> None:
-        self._store = store
+    def __init__(self, original: Any, **replaced: Callable[..., Any]) -> None:
+        self._original = original
         self._replaced = replaced
 
     def __getattr__(self, name: str) -> Any:
-        return self._replaced.get(name) or getattr(self._store, name)
+        return self._replaced.get(name) or getattr(self._original, name)
 
 
 @contextmanager
-def _commits_with(make: Callable[[Any], Any]) -> Iterator[None]:
+def commits_with(make: Callable[[Any], Any]) -> Iterator[None]:
     """Give every writer's commits another store."""
     original = Commits.__init__
 
@@ -42,7 +42,7 @@ def _commits_with(make: Callable[[Any], Any]) -> Iterator[None]:
 
 def segments_not_synced() -> AbstractContextManager[None]:
     """Write the root record though the blocks were never synced."""
-    return _commits_with(lambda store: _Store(store, sync=lambda: 0))
+    return commits_with(lambda store: Instead(store, sync=lambda: 0))
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def root_before_sync() -> Iterator[None]:
 
     def make(store: Any) -> Any:
         late[:] = [store.sync]
-        return _Store(store, sync=lambda: 0)
+        return Instead(store, sync=lambda: 0)
 
     write_root = Commits._write_root
 
@@ -61,7 +61,7 @@ def root_before_sync() -> Iterator[None]:
         late[0]()
         return anchor
 
-    with _commits_with(make), mock.patch.object(Commits, "_write_root", write_then_sync):
+    with commits_with(make), mock.patch.object(Commits, "_write_root", write_then_sync):
         yield
 
 
@@ -74,7 +74,7 @@ def freed_too_early() -> AbstractContextManager[None]:
             store.commit_anchored(number)
             return number
 
-        return _Store(store, commit_begin=begin)
+        return Instead(store, commit_begin=begin)
 
     # `commit_begin` is called by the volume on its own store, so it is the volume's that is replaced.
     return _volume_store(make)
@@ -101,9 +101,7 @@ def _volume_store(make: Callable[[Any], Any]) -> Iterator[None]:
 @contextmanager
 def root_not_synced() -> Iterator[None]:
     """Tell the CAS of a root record that was never synced."""
-    fake = mock.Mock(wraps=os)
-    fake.fdatasync = lambda _: None
-    with mock.patch.object(layout_module, "os", fake):
+    with mock.patch.object(layout_module, "os", Instead(os, fdatasync=lambda _: None)):
         yield
 
 
@@ -113,9 +111,7 @@ def keyring_not_synced() -> Iterator[None]:
     append = Layout.append_keyring
 
     def unsynced(self: Layout, *arguments: Any) -> None:
-        fake = mock.Mock(wraps=os)
-        fake.fsync = lambda _: None
-        with mock.patch.object(layout_module, "os", fake):
+        with mock.patch.object(layout_module, "os", Instead(os, fsync=lambda _: None)):
             append(self, *arguments)
 
     with mock.patch.object(Layout, "append_keyring", unsynced):
@@ -124,7 +120,8 @@ def keyring_not_synced() -> Iterator[None]:
 
 def one_root_file() -> AbstractContextManager[None]:
     """Overwrite the newest root record instead of the one before."""
-    return mock.patch.object(layout_module, "ROOT_NAMES", ("root.a", "root.a"))
+    patch: AbstractContextManager[Any] = mock.patch.object(layout_module, "ROOT_NAMES", ("root.a", "root.a"))  # type: ignore[arg-type]
+    return patch
 
 
 SABOTAGES: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {

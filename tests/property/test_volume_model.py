@@ -306,7 +306,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(3000 if NIGHTLY else 300)
 def test_volume_equals_model() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         VolumeMachine, settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS)
     )
 
