@@ -154,6 +154,8 @@ class Console:
     def line(self, text: str = "") -> None:
         """Write one line of result for people; nothing with --json."""
         if not self.as_json:
+            if self._bar is not None and self.on_terminal:
+                self._bar.pause()
             self.write(text.encode("utf-8", "surrogateescape") + b"\n")
 
     def name(self, name: bytes) -> str:

@@ -6,7 +6,6 @@ key there is `fspf.volume.scrub`.
 
 from __future__ import annotations
 
-import re
 import stat
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -22,7 +21,7 @@ from fspf.volume.layout import KEYRING, KEYRING_BACKUP
 from fspf.volume.scrub import scrub_directory
 from fspf.volume.slots import SlotMap
 from fspf.volume.walk import Inode, Listed, Place, Reader, walk
-from fspf_native import Tree
+from fspf_native import ChunkError, Tree
 
 if TYPE_CHECKING:
     import os
@@ -37,7 +36,6 @@ _MAX_SQLITE_MESSAGES: Final = 100
 _BATCHES_PER_THREAD: Final = 4  # bounds the memory of what waits
 _BATCH_FILES: Final = 64
 _BATCH_BYTES: Final = 4 << 20
-_KIND_IN_TEXT: Final = re.compile(r" are (missing|torn|tampered|stale)\b")  # of a damaged namespace
 _TICK: Final = 0.2  # seconds between signs of progress within one file
 
 Damage = list[tuple[int, int, str, int, int]]  # offset, length, kind, slot, level
@@ -80,9 +78,19 @@ def verify_closed(path: str | os.PathLike[str], failure: IntegrityError) -> Iter
     text = str(failure)
     if any(finding.detail == text for finding in found) or (found and isinstance(failure, TornError)):
         return
-    named = _KIND_IN_TEXT.search(text)
-    kind = "torn" if isinstance(failure, TornError) else named[1] if named else "tampered"
-    yield Finding(b"", 0, 0, kind, text, None, "namespace" if text.startswith("namespace") else "directory")
+    damage = _chunk_error(failure)
+    if damage is not None:  # only the namespace is read while opening
+        yield Finding(b"", damage.offset, damage.length, damage.kind, text, damage.slot, "namespace")
+    else:
+        yield Finding(b"", 0, 0, "torn" if isinstance(failure, TornError) else "tampered", text)
+
+
+def _chunk_error(failure: BaseException) -> ChunkError | None:
+    """Return the damaged chunk that *failure* came from, if one."""
+    cause: BaseException | None = failure
+    while cause is not None and not isinstance(cause, ChunkError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 class _Check:
@@ -102,6 +110,7 @@ class _Check:
         self._threads = threads
         self._totals = totals
         self._expected = self._record.total_bytes
+        self._opened_before = volume.store.stats()["bytes_opened"]
         self._bytes = 0  # of regular files, by their rows
         self._inodes = 0
         self._names: dict[int, int] = {}  # names found, of inodes that should have several
@@ -325,7 +334,9 @@ class _Check:
 
     def _tick(self) -> None:
         if self._progress is not None:
-            self._progress(min(self._totals.bytes + self._totals.damaged_bytes, self._expected), self._expected)
+            finished = self._totals.bytes + self._totals.damaged_bytes
+            opened = self._store.stats()["bytes_opened"] - self._opened_before  # moves within large files, too
+            self._progress(min(max(finished, opened), self._expected), self._expected)
 
 
 class _Jobs:

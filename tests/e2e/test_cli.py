@@ -86,10 +86,10 @@ def snapshot(top: Path) -> Tree:
     """Names, types, modes, times and contents of everything; of the CAS only that it reads the same."""
     found: Tree = {}
     for path in sorted(top.rglob("*")):
-        status = path.lstat()
         name = str(path.relative_to(top))
         if re.search(r"sqlite(-wal|-shm)?$", name):
             continue
+        status = path.lstat()
         content = b""
         if stat.S_ISREG(status.st_mode):
             content = xxhash.xxh3_128_digest(path.read_bytes()) + status.st_mtime_ns.to_bytes(8, "little")
