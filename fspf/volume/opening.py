@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from fspf.core.anchor import Anchor
 from fspf.core.errors import (
     AnchorMovedError,
+    CasUnreachableError,
     FormatError,
     FreshnessError,
     IntegrityError,
@@ -100,17 +101,20 @@ def acquire_state(
         if check is not None:
             check(opening)
         _settle(layout, opening)
+        adopt, holder = Anchor(state.generation, state.tag), this_process(label)
         try:
             lease = cas.acquire(
-                record.volume_id,
-                expected=record.anchor,
-                expected_epoch=record.epoch,
-                adopt=Anchor(state.generation, state.tag),
-                holder=this_process(label),
+                record.volume_id, expected=record.anchor, expected_epoch=record.epoch, adopt=adopt, holder=holder
             )
         except AnchorMovedError:
             if tries >= _TRIES:
                 raise
+        except CasUnreachableError:
+            # Granted or not? A lease that nobody knows of would keep everybody out until it ends.
+            now = cas.fetch(record.volume_id)
+            if now.lease is None or now.lease.holder != holder or now.epoch != record.epoch + 1 or now.anchor != adopt:
+                raise
+            return opening, now.lease
         else:
             return opening, lease
 
