@@ -32,7 +32,7 @@ FAULTS = [  # where, kind of call and error, fewest calls that there must be
     ("run", "op=any,errno=EIO,sticky", 60),
     ("run_create", "op=any,errno=EIO", 30),
     ("run_create", "op=any,errno=ENOSPC", 30),
-    ("run_create", "op=write,errno=ENOSPC,sticky", 10),
+    ("run_create", "op=write,errno=ENOSPC,sticky", 8),
     ("run_open", "op=any,errno=EIO", 5),
     ("run_open", "op=any,errno=ENOSPC,sticky", 5),
     ("run_open", "op=read,errno=EIO", 5),
