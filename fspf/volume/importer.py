@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 import threading
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -111,6 +112,18 @@ def _regions(top: Path, authenticated: Sequence[str | PurePath]) -> set[bytes]:
     return regions
 
 
+class _SourceError(Exception):
+    """The host could not read a file of the source; the volume's storage is well."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise _SourceError(exc.strerror or str(exc)) from exc
+
+
 class _Importer:
     """One run. Used by one thread; only the commits on the way have their own."""
 
@@ -197,8 +210,8 @@ class _Importer:
         for item in batch.items:
             try:
                 self._take_item(directory, item)
-            except OSError as exc:
-                if exc.errno in _FATAL:
+            except (OSError, _SourceError) as exc:
+                if isinstance(exc, OSError) and exc.errno in _FATAL:
                     raise
                 self.summary.error(_join(directory.path, item.name), exc)
                 if item.directory is not None:
@@ -375,10 +388,8 @@ class _Importer:
 
     def _stream_new(self, directory: SourceDirectory, item: Item, path: bytes) -> Ino | None:
         """Create a file whose content is read here: large, sparse, of several names, or any in an update."""
-        with self._tree.opened(directory) as directory_fd:
-            source = open_for_reading(item.name, directory_fd)
+        source, status = self._open_source(directory, item.name)
         try:
-            status = _regular(source)
             warnings: list[str] = []
             xattrs = read_xattrs(source, warnings)
             for warning in warnings:
@@ -387,9 +398,8 @@ class _Importer:
             ino = self._insert(directory, item.name, status, xattrs, None, protection)
             try:
                 self._stream(source, ino, status, path)
-            except OSError as exc:
-                if exc.errno not in _FATAL or getattr(exc, "from_source", False):
-                    self._volume.unlink(Ino(directory.ino), item.name)  # half a file is none
+            except _SourceError:
+                self._volume.unlink(Ino(directory.ino), item.name)  # half a file is none
                 raise
             return ino
         finally:
@@ -403,8 +413,12 @@ class _Importer:
             for attempt in (1, 2):
                 copied = 0
                 file.truncate(0)
-                for offset, data in self._pieces(source, path):
-                    copied += file.write(offset, data)
+                try:
+                    for offset, data in self._pieces(source, path):
+                        copied += file.write(offset, data)
+                except _SourceError:
+                    file.truncate(0)  # also for other names of it
+                    raise
                 after = os.fstat(source)
                 file.truncate(max(after.st_size, file.size))
                 if same_state(status, after):
@@ -421,27 +435,34 @@ class _Importer:
         buffer = memoryview(bytearray(SMALL))
         offset = 0
         while True:
-            try:
-                start = os.lseek(source, offset, os.SEEK_DATA)
-                end = os.lseek(source, start, os.SEEK_HOLE)
-            except OSError as exc:
-                if exc.errno == errno.ENXIO:
-                    return
-                if exc.errno != errno.EINVAL:
-                    raise
-                start, end = offset, -1  # no such thing there: all is data
+            with _reading():
+                try:
+                    start = os.lseek(source, offset, os.SEEK_DATA)
+                    end = os.lseek(source, start, os.SEEK_HOLE)
+                except OSError as exc:
+                    if exc.errno == errno.ENXIO:
+                        return
+                    if exc.errno != errno.EINVAL:
+                        raise
+                    start, end = offset, -1  # no such thing there: all is data
             offset = start
             while end < 0 or offset < end:
-                try:
+                with _reading():
                     count = os.preadv(source, [buffer if end < 0 else buffer[: end - offset]], offset)
-                except OSError as exc:
-                    exc.from_source = True  # type: ignore[attr-defined]  # tells it from an error of the volume's storage
-                    raise
                 if not count:
                     return
                 yield offset, buffer[:count]
                 offset += count
                 self._report(path)
+
+    def _open_source(self, directory: SourceDirectory, name: bytes) -> tuple[int, os.stat_result]:
+        with _reading(), self._tree.opened(directory) as directory_fd:
+            source = open_for_reading(name, directory_fd)
+            try:
+                return source, _regular(source)
+            except BaseException:
+                os.close(source)
+                raise
 
     # -- update
 
@@ -471,13 +492,15 @@ class _Importer:
         ino = existing.ino
         changed = False
         if stat.S_ISREG(status.st_mode):
-            with self._tree.opened(directory) as directory_fd:
-                source = open_for_reading(item.name, directory_fd)
+            source, status = self._open_source(directory, item.name)
             try:
-                status = _regular(source)
                 if self._content_differs(source, status, existing):
                     self._set_attributes(ino, status)
-                    self._stream(source, ino, status, path)
+                    try:
+                        self._stream(source, ino, status, path)
+                    except _SourceError:
+                        self._volume.unlink(Ino(directory.ino), item.name)
+                        raise
                     changed = True
                 else:
                     self._count_file(path, status.st_size, 0, None)
@@ -547,7 +570,7 @@ class _Importer:
     def _bytes_differ(self, source: int, existing: Attr) -> bool:
         offset = 0
         with self._volume.open_file(existing.ino) as file:
-            while data := os.pread(source, SMALL, offset):
+            while data := _pread(source, offset):
                 if file.read(offset, len(data)) != data:
                     return True
                 offset += len(data)
@@ -567,6 +590,11 @@ class _Importer:
 
 def _join(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory else name
+
+
+def _pread(source: int, offset: int) -> bytes:
+    with _reading():
+        return os.pread(source, SMALL, offset)
 
 
 def _regular(fd: int) -> os.stat_result:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SMALL: Final = 1 << 20  # bytes; larger files are streamed by whoever takes the batches
-_BATCH_BYTES: Final = 2 << 20
+_BATCH_BYTES: Final = 1 << 20
 _BATCH_ENTRIES: Final = 128
 _SORTED_AT_ONCE: Final = 4096  # entries of one directory sorted by inode: ext4 reads them faster so
-_AHEAD_BYTES: Final = 16 << 20  # bytes of batches that wait
+_AHEAD_BYTES: Final = 4 << 20  # bytes of batches that wait
 _ENTRY_WEIGHT: Final = 1 << 10  # bytes of memory that an entry takes beside its content
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 CHANGED: Final = "it changed while it was read; what the volume has of it may be a mixture"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from fspf.core.errors import IntegrityError
 from fspf.fsspec import FspfFileSystem
 from fspf.volume import Volume
 
-pandas = pytest.importorskip("pandas")
+# Half of them ship types that fit half of what they can do.
+dask: Any = import_module("dask")
+bags: Any = import_module("dask.bag")
+frames: Any = import_module("dask.dataframe")
+numpy: Any = import_module("numpy")
+pandas: Any = import_module("pandas")
+pyarrow: Any = import_module("pyarrow")
+dataset: Any = import_module("pyarrow.dataset")
+feather: Any = import_module("pyarrow.feather")
+zarr: Any = import_module("zarr")
+
 pytestmark = pytest.mark.filterwarnings("default::Warning:dask", "default::Warning:pandas", "default::Warning:zarr")
 
 
@@ -78,8 +89,6 @@ def test_pandas_partitions_and_columns(path: str, options: dict[str, Any]) -> No
 
 
 def test_pyarrow_dataset(path: str, options: dict[str, Any]) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    dataset = pytest.importorskip("pyarrow.dataset")
     fs = FspfFileSystem(volume=path, **options)
     data = pyarrow.Table.from_pandas(table(), preserve_index=False)
     for behaviour in ("error", "overwrite_or_ignore", "delete_matching"):
@@ -99,7 +108,6 @@ def test_pyarrow_dataset(path: str, options: dict[str, Any]) -> None:
     assert len(found.files) == 50
     assert found.count_rows() == 5000
     assert found.to_table(filter=dataset.field("n") < 10).num_rows == 10
-    feather = pytest.importorskip("pyarrow.feather")
     with fs.open("/f.feather", "wb") as file:
         feather.write_feather(data, file)
     with fs.open("/f.feather", "rb") as file:
@@ -107,8 +115,6 @@ def test_pyarrow_dataset(path: str, options: dict[str, Any]) -> None:
 
 
 def test_dask(path: str, options: dict[str, Any]) -> None:
-    frames = pytest.importorskip("dask.dataframe")
-    dask = pytest.importorskip("dask")
     with dask.config.set(scheduler="threads", num_workers=4):
         frames.from_pandas(table(), npartitions=8).to_parquet(f"fspf://{path}/p", storage_options=options)
         frames.from_pandas(table(), npartitions=8).to_csv(
@@ -121,14 +127,11 @@ def test_dask(path: str, options: dict[str, Any]) -> None:
         ):
             assert found["n"].sum().compute() == sum(range(5000))
             assert len(found.groupby("s").size().compute()) == 10
-        bags = pytest.importorskip("dask.bag")
         assert bags.read_text(f"fspf://{path}/c/*.csv", storage_options=options).count().compute() == 5008
     release()
 
 
 def test_zarr(path: str, options: dict[str, Any]) -> None:
-    zarr = pytest.importorskip("zarr")
-    numpy = pytest.importorskip("numpy")
     name = f"fspf://{path}/array.zarr"
     data = numpy.arange(200 * 300, dtype="i4").reshape(200, 300)
     array = zarr.open(name, mode="w", shape=data.shape, chunks=(64, 64), dtype="i4", storage_options=options)

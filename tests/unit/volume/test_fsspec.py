@@ -180,7 +180,7 @@ def test_directories_and_names(fs: Any) -> None:
     fs.cp_file("/moved/g", "/copy")
     fs.copy("/moved", "/all", recursive=True)
     assert fs.find("/") == ["/all/g", "/copy", "/moved/g"]
-    with pytest.raises(OSError, match="[Dd]irectory"):
+    with pytest.raises(OSError, match=r"[Dd]irectory"):
         fs.rm("/all")
     fs.rm("/all", recursive=True)
     fs.rm(["/copy", "/moved/g*"])

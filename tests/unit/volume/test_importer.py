@@ -142,6 +142,29 @@ def test_an_unreadable_file_is_an_error_and_all_else_goes_on(
     assert sorted(volume.listdir("/")) == ["a", "z"]
 
 
+@pytest.mark.parametrize("update", [False, True])
+def test_a_bad_sector_of_the_source_costs_one_file(
+    source: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch, *, update: bool
+) -> None:
+    (source / "a").write_bytes(b"x" * 3_000_000)
+    (source / "z").write_bytes(b"x" * 4_000_000)
+    if update:
+        encrypt_tree(source, volume)
+        for name in "az":
+            (source / name).write_bytes(b"y" * (source / name).stat().st_size)
+    real = os.preadv
+
+    def bad(fd: int, buffers: Any, offset: int) -> int:
+        if offset >= 2_000_000 and os.fstat(fd).st_size == 3_000_000:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", bad)
+    summary = encrypt_tree(source, volume, update=update)
+    assert [str(each) for each in summary.errors] == ["'a': Input/output error"]
+    assert volume.listdir("/") == ["z"]  # half a file is none
+
+
 def test_an_unreadable_directory_is_an_error(
     source: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
