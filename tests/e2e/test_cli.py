@@ -28,6 +28,7 @@ import pytest
 import xxhash
 
 import fspf
+from fspf.core.types import ROOT_INO, Ino
 from fspf.volume.volume import Volume
 
 ROOT = Path(__file__).parents[2]
@@ -917,3 +918,81 @@ def test_every_slot_in_use_matters_to_verify(cli: Cli) -> None:
             missed.append((slot, process.returncode))
         path.write_bytes(pristine)
     assert missed == []
+
+
+def test_salvage_around_damaged_pages_of_a_large_namespace(bare: Cli) -> None:
+    """One page of many is lost: the files whose rows are on the others come out, under their names or in lost+found."""
+    volume = fspf.create(bare.home / "v", str(bare.cas), segment_slots=SLOTS * 16, commit_interval=None)
+    with volume:
+        for directory in range(8):
+            volume.mkdir(f"d{directory}")
+            for number in range(300):
+                volume.write_bytes(f"d{directory}/{number}", f"{directory} {number}".encode())
+    path = bare.home / "v/segments/00000000"
+    slots = namespace_slots(bare)
+    assert len(slots) > 60
+    pages = slots[5 :: len(slots) // 6]
+    lost = []
+    for number, slot in enumerate(pages):
+        with path.open("r+b") as file:
+            file.seek(slot * CHUNK)
+            kept = file.read(CHUNK)
+            file.seek(slot * CHUNK)
+            file.write(bytes(CHUNK))
+        bare("verify", "-q", "v", "--salvage", f"out{number}", code=20)
+        with path.open("r+b") as file:
+            file.seek(slot * CHUNK)
+            file.write(kept)
+        rescued = bare.home / f"out{number}"
+        if not rescued.exists():  # a page without which nothing can be opened
+            continue
+        found = [each for each in rescued.rglob("*") if each.is_file()]
+        for each in found:
+            if each.parent.name != "lost+found":
+                assert each.read_text() == f"{each.parent.name[1:]} {each.name}"
+        lost.append(2400 - len(found))
+    assert len(lost) >= len(pages) - 1
+    assert sorted(lost)[len(lost) // 2] < 100
+    bare("verify", "-q", "v")
+
+
+CONTRADICTIONS = {
+    "link count": ("UPDATE inode SET nlink = 5 WHERE ino = {a}", "/a", "names are not there"),
+    "link count of a directory": ("UPDATE inode SET nlink = 9 WHERE ino = {d}", "/d", "link count 9, 3 expected"),
+    "a name too many": ("INSERT INTO dirent VALUES (1, 9999999, x'71', {a})", "/q", "more names than its link count"),
+    "a name that leads nowhere": ("INSERT INTO dirent VALUES (1, 9999998, x'71', 9999999)", "/q", "cannot be read"),
+    "an inode without a name": ("DELETE FROM dirent WHERE ino = {a}", "", "no name leads to inode"),
+    "one place twice": (
+        "UPDATE inode SET pointer = (SELECT pointer FROM inode WHERE ino = {a}) WHERE ino = {deep}",
+        "",
+        "is used by",
+    ),
+    "parent": ("UPDATE inode SET parent = 1 WHERE ino = {e}", "/d/e", "its parent is inode 1"),
+    "sum of sizes": ("UPDATE inode SET size = 4 WHERE ino = {a}", "", "bytes expected by the root record"),
+    "no name": ("INSERT INTO dirent VALUES (1, 9999997, x'612f62', {a})", "/a/b", "this is no name"),
+}
+
+
+@pytest.mark.parametrize("what", CONTRADICTIONS)
+def test_contradictions_in_authentic_data_are_found(cli: Cli, what: str) -> None:
+    statement, path, detail = CONTRADICTIONS[what]
+    with opened(cli) as volume:
+        inodes = {name.rpartition("/")[2]: volume.stat(name).st_ino for name in ("a", "d", "d/e", "d/e/deep")}
+        with volume.lock, volume.namespace.change():
+            volume.namespace.next_cookie = 10_000_000
+            volume.namespace.next_ino = max(volume.namespace.next_ino, 10_000_000)
+            volume.namespace_connection.execute(statement.format(**inodes))
+    document = cli.json("verify", "v", code=20)
+    found = [each for each in document["findings"] if each["kind"] == "inconsistent"]
+    assert any(each["path"] == path and detail in each["detail"] for each in found), document["findings"]
+
+
+def test_unlinked_files_that_a_crash_left_are_a_note(cli: Cli) -> None:
+    volume = opened(cli)
+    handle = volume.open_file(Ino(volume.stat("a").st_ino))
+    volume.unlink(ROOT_INO, b"a")
+    volume.commit()
+    handle.close()
+    volume.abandon()
+    document = cli.json("verify", "v")
+    assert any("1 unlinked files" in note for note in document["notes"])
