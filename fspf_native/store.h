@@ -15,7 +15,9 @@
 #define RUN_CHUNKS 64u              /* most chunks that one read or streaming write joins */
 #define SCRATCH_BYTES (1u << 20)    /* most that one batch of a flush writes */
 #define STREAM_BYTES (256u << 10)   /* one step of a large read or write; stays in the second-level cache */
+/* Beyond so much dirty data in all trees together, whoever writes seals its own: chunks, or nodes too. */
 #define DIRTY_LIMIT (UINT64_C(32) << 20)
+#define DIRTY_LIMIT_ALL (UINT64_C(64) << 20)
 
 typedef struct {
     uint64_t size;
@@ -60,7 +62,7 @@ typedef struct {
     unsigned idle_scratch_count;
 
     _Atomic int64_t host_budget; /* bytes that may still be taken before the host is asked again */
-    _Atomic uint64_t dirty_bytes, dirty_blocks;
+    _Atomic uint64_t dirty_bytes, dirty_blocks, dirty_chunk_bytes; /* of all trees */
     _Atomic uint64_t bytes_sealed, bytes_opened;
     _Atomic uint32_t inside; /* operations under way */
     _Atomic bool closed_down;

@@ -85,6 +85,7 @@ void tree_free(tree *t)
     }
     atomic_fetch_sub(&t->st->dirty_bytes, t->dirty_bytes);
     atomic_fetch_sub(&t->st->dirty_blocks, t->nodes.count + t->chunks.count);
+    atomic_fetch_sub(&t->st->dirty_chunk_bytes, t->chunks.count * (uint64_t)t->st->chunk_size);
     map64_clear(&t->nodes);
     map64_clear(&t->chunks);
     runs_clear(&t->pending);
@@ -205,17 +206,14 @@ fspf_status tree_pointer(tree *t, uint64_t index, node_ref *leaf, uint64_t *leaf
 
 /* ---- making dirty ---- */
 
-static void account(tree *t, int blocks)
+static void account(tree *t, bool chunk, bool more)
 {
-    uint64_t bytes = (uint64_t)t->st->chunk_size;
-    if (blocks > 0) {
-        atomic_fetch_add(&t->dirty_bytes, bytes);
-        atomic_fetch_add(&t->st->dirty_bytes, bytes);
-        atomic_fetch_add(&t->st->dirty_blocks, 1);
-    } else {
-        atomic_fetch_sub(&t->dirty_bytes, bytes);
-        atomic_fetch_sub(&t->st->dirty_bytes, bytes);
-        atomic_fetch_sub(&t->st->dirty_blocks, 1);
+    uint64_t bytes = more ? t->st->chunk_size : -(uint64_t)t->st->chunk_size; /* modulo 2^64 */
+    atomic_fetch_add(&t->dirty_bytes, bytes);
+    atomic_fetch_add(&t->st->dirty_bytes, bytes);
+    atomic_fetch_add(&t->st->dirty_blocks, more ? 1 : UINT64_MAX);
+    if (chunk) {
+        atomic_fetch_add(&t->st->dirty_chunk_bytes, bytes);
     }
 }
 
@@ -228,7 +226,7 @@ static dirty_node *dirty_node_add(tree *t, int level, uint64_t index)
         node->index = index;
         memset(node->data, 0, t->st->chunk_size);
         map64_put(&t->nodes, node_key(level, index), node);
-        account(t, 1);
+        account(t, false, true);
         t->changed = true;
     }
     return node;
@@ -269,7 +267,7 @@ void dirty_node_drop(tree *t, dirty_node *node)
 {
     (void)map64_remove(&t->nodes, node_key(node->level, node->index));
     free(node);
-    account(t, -1);
+    account(t, false, false);
 }
 
 fspf_status dirty_chunk_get(tree *t, uint64_t index, bool fill, bool *tight, uint8_t **out, fspf_error *err)
@@ -312,7 +310,7 @@ fspf_status dirty_chunk_get(tree *t, uint64_t index, bool fill, bool *tight, uin
         }
     }
     map64_put(&t->chunks, index, chunk);
-    account(t, 1);
+    account(t, true, true);
     t->changed = true;
     *out = chunk;
     return ST_OK;
@@ -324,7 +322,7 @@ void dirty_chunk_drop(tree *t, uint64_t index)
     if (chunk != NULL) {
         explicit_bzero(chunk, t->st->chunk_size);
         free(chunk);
-        account(t, -1);
+        account(t, true, false);
     }
 }
 

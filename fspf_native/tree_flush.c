@@ -219,10 +219,13 @@ fspf_status relieve(tree *t, bool tight, fspf_error *err)
     if (tight) {
         return seal_chunks(t, false, err);
     }
-    if (t->nodes.count > DIRTY_NODES) {
+    if (t->nodes.count > DIRTY_NODES || t->st->dirty_bytes > DIRTY_LIMIT_ALL) {
         return seal_all(t, err);
     }
-    if (t->chunks.count > DIRTY_CHUNKS || (t->chunks.count > 1 && t->st->dirty_bytes > DIRTY_LIMIT)) {
+    if (t->st->dirty_chunk_bytes > DIRTY_LIMIT) {
+        return seal_chunks(t, false, err);
+    }
+    if (t->chunks.count > DIRTY_CHUNKS) {
         return seal_chunks(t, true, err);
     }
     return ST_OK;

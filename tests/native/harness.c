@@ -48,6 +48,17 @@ static bool strikes(unsigned per_mille)
     return per_mille > 0 && below(1000) < per_mille;
 }
 
+static _Atomic bool sync_fails;
+
+int fdatasync(int fd)
+{
+    if (sync_fails) {
+        errno = EIO;
+        return -1;
+    }
+    return (int)syscall(SYS_fdatasync, fd);
+}
+
 static int failure(void)
 {
     return below(2) ? ENOSPC : EIO;
@@ -289,6 +300,17 @@ static void run_ops(uint64_t steps, const char *directory, bool faults)
     CHECK(store_commit_begin(st, &number) == ST_OK && store_commit_anchored(st, number, &err) == ST_OK);
     CHECK(st->slots.used_count == st->slots.reserve.slots);
     CHECK(st->slots.stray_frees == 0 && st->dirty_bytes == 0 && st->pending_count == 0);
+    CHECK(st->dirty_chunk_bytes == 0 && st->dirty_blocks == 0);
+    if (faults) { /* pages of a failed sync may be gone: no later one may claim that all is well */
+        CHECK(segments_sync(&st->slots.files, &bytes, &err) == ST_OK);
+        CHECK(tree_new(st, &(content_root){0}, protection, 0, false, &t, &err) == ST_OK);
+        CHECK(tree_write(t, 0, model, 100000, &err) == ST_OK);
+        sync_fails = true;
+        CHECK(segments_sync(&st->slots.files, &bytes, &err) == ST_OS && err.os_errno == EIO);
+        sync_fails = false;
+        CHECK(segments_sync(&st->slots.files, &bytes, &err) == ST_OS && err.os_errno == EIO);
+        tree_free(t);
+    }
     store_unref(st);
 }
 

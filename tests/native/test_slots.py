@@ -119,6 +119,22 @@ def test_many_dirty_nodes_are_sealed_on_the_way(make_disk: Callable[..., Disk]) 
     store.close()
 
 
+@pytest.mark.parametrize("size", [CHUNK, 3 * CHUNK])
+def test_many_small_files_do_not_fill_the_memory(make_disk: Callable[..., Disk], size: int) -> None:
+    store = make_disk(segment_slots=16384).store()
+    trees = []
+    for i in range(20_000):
+        tree = Tree(store)
+        tree.write(i.to_bytes(4, "little") * (size // 4), 0)
+        trees.append(tree)
+    assert store.stats()["dirty_bytes"] <= (64 << 20) + 16 * CHUNK
+    assert all(tree.read(size - 4, 9) == i.to_bytes(4, "little") for i, tree in enumerate(trees))
+    del trees, tree
+    assert store.stats()["dirty_bytes"] == 0
+    assert used(store) == 0
+    store.close()
+
+
 def test_contiguous_writes(make_disk: Callable[..., Disk]) -> None:
     disk = make_disk(segment_slots=1024)
     store = disk.store(reserve_slots=0)
