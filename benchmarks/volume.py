@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import fspf
+from fspf.core.types import ROOT_INO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +73,7 @@ def measure_encrypt(source: Path, work: Path, env: dict[str, str]) -> list[Row]:
     shutil.rmtree(work / "warm-up")
     for _ in range(3):
         os.sync()
-        copies.append(seconds(lambda: (run("cp", "-a", source, work / "copy", env=env), os.sync())))
+        copies.append(run("cp", "-a", source, work / "copy", env=env)[0] + seconds(os.sync))
         shutil.rmtree(work / "copy")
         os.sync()
         took, memory["encrypt"] = run(*fspf_command, "encrypt", source, work / "volume", env=env)
@@ -101,10 +102,10 @@ def measure_encrypt(source: Path, work: Path, env: dict[str, str]) -> list[Row]:
 def generate(path: Path, cas: str, files: int) -> None:
     """Make a volume of *files* small files, 1000 a directory."""
     with fspf.create(path, cas) as volume:
-        directory = 1
+        directory = ROOT_INO
         for number in range(files):
             if number % 1000 == 0:
-                directory = volume.create_inode(1, b"d%06d" % (number // 1000), 0o040755, uid=0, gid=0)
+                directory = volume.create_inode(ROOT_INO, b"d%06d" % (number // 1000), 0o040755, uid=0, gid=0)
             ino = volume.create_inode(directory, b"file-%09d" % number, 0o100644, uid=0, gid=0)
             if number % 10 == 0:
                 with volume.open_file(ino, write=True) as file:
@@ -147,7 +148,7 @@ def measure_fsync(work: Path, cas: str) -> list[Row]:
         os.fsync(plain)
 
     with fspf.create(work / "fsync-volume", cas) as volume:
-        ino = volume.create_inode(1, b"file", 0o100644, uid=0, gid=0)
+        ino = volume.create_inode(ROOT_INO, b"file", 0o100644, uid=0, gid=0)
         with volume.open_file(ino, write=True) as file:
             for offset in range(0, 64 << 20, 1 << 20):
                 file.write(offset, bytes(1 << 20))

@@ -16,9 +16,11 @@ from fspf.core.types import HOLE, ContentRoot, Ino
 from fspf_native import ChunkError, Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer, Callable
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
+
+    from typing_extensions import Buffer
 
     from fspf.volume.inodes import InodeVolume
     from fspf.volume.namespace import Namespace, Row
@@ -111,9 +113,9 @@ class Contents:
         try:
             root = ContentRoot(*content.tree.flush())
         except BaseException:
-            content.mtime_ns = content.mtime_ns or mtime_ns
-            content.changed = True
-            self._changed.add(content)
+            self.note_change(content, times=False)
+            if content.mtime_ns is None:  # no write came meanwhile
+                content.mtime_ns = mtime_ns
             raise
         columns: dict[str, int | bytes | None] = {
             "size": root.size,

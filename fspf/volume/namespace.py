@@ -130,7 +130,8 @@ class Namespace:
         namespace = cls(tree, chunk_size=chunk_size, read_only=read_only, cache_bytes=cache_bytes)
         try:
             with namespace.translated():
-                found = dict(namespace._execute("SELECT key, value FROM meta").fetchall())
+                rows: list[Any] = namespace._execute("SELECT key, value FROM meta").fetchall()
+            found: dict[str, int] = dict(rows)
             if found.get("schema") != SCHEMA_VERSION:
                 message = f"namespace: schema {found.get('schema')} found, {SCHEMA_VERSION} expected: use a newer fspf"
                 raise UnsupportedFormatError(message)
@@ -297,7 +298,7 @@ class Namespace:
     def entries(self, parent: Ino, after: int, limit: int) -> list[Entry]:
         """Return entries whose cookie is above *after*, in the order of their cookies."""
         with self.translated():
-            found = self._execute(_SELECT_ENTRIES, (parent, after, limit)).fetchall()
+            found: list[Any] = self._execute(_SELECT_ENTRIES, (parent, after, limit)).fetchall()
         return [Entry(each[0], each[1], self._row(each[2:])) for each in found]
 
     def is_empty(self, parent: Ino) -> bool:
@@ -329,14 +330,14 @@ class Namespace:
                 if row is None:
                     return b""
                 if row.is_dir and row.parent is not None:
-                    question, values = (
-                        "SELECT parent, name FROM dirent WHERE parent = ? AND ino = ?",
-                        (row.parent, here),
-                    )
+                    within, values = "parent = ? AND ino = ?", [row.parent, here]
                 else:
-                    question, values = "SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1", (here,)
+                    within, values = "ino = ?", [here]
                 with self.translated():
-                    found = self._execute(question, values).fetchone()
+                    found = self._execute(
+                        f"SELECT parent, name FROM dirent WHERE {within} LIMIT 1",  # noqa: S608
+                        values,
+                    ).fetchone()
                 if found is None:
                     return b""
                 here = found[0]

@@ -14,7 +14,7 @@ import apsw
 from fspf_native import ChunkError
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
     from fspf_native import Tree
 

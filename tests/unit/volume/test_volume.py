@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.unit
 
-SMALL = {"segment_slots": 64, "commit_interval": None}
+SMALL: dict[str, Any] = {"segment_slots": 64, "commit_interval": None}
 
 
 @pytest.fixture
