@@ -20,7 +20,7 @@ from urllib.parse import quote
 import apsw
 
 from fspf.cas.sealing import Sealer
-from fspf.cas.unlock import Unlock, place_new, read_key_file, sync_directory, write_key_file
+from fspf.cas.unlock import Unlock, half_made_key_files, place_new, read_key_file, sync_directory, write_key_file
 from fspf.core.errors import CasError, CasUnreachableError, UnsupportedFormatError, WrongKeyError
 from fspf.core.keys import AuthenticationError, SecretKey
 
@@ -379,7 +379,7 @@ class CasFile:
             if pending is not None and unlock.fits(pending):
                 os.replace(self._pending_path, self.key_path)
             stale = (self._pending_path,)
-        for path in stale:
+        for path in (*stale, *half_made_key_files(self.key_path)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         sync_directory(self.key_path)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import stat
 from dataclasses import dataclass
@@ -239,6 +240,13 @@ def write_key_file(path: str) -> SecretKey:
             os.unlink(part)
         for buffer in (line, body, secret):
             buffer[:] = bytes(len(buffer))
+
+
+def half_made_key_files(path: str) -> list[str]:
+    """Return what `write_key_file` left for *path* under temporary names when it was killed."""
+    directory, name = os.path.split(path)
+    temporary = re.compile(re.escape(name) + r"(\.new)?\.[0-9a-f]{8}")
+    return [os.path.join(directory, one) for one in os.listdir(directory or ".") if temporary.fullmatch(one)]
 
 
 def place_new(part: str, path: str) -> None:
