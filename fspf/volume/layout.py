@@ -257,9 +257,14 @@ class Layout:
     # -- writing
 
     def append_keyring(self, records: list[KeyringRecord], known: Keyring) -> None:
-        """Add *records* to both copies, durably, one copy after the other; mend copies that differ."""
-        if known.repair:
-            self.replace_keyring([*known.records, *records])
+        """Add *records* to both copies, durably, one copy after the other; mend copies that differ.
+
+        What names an epoch that is only now granted was forged, and gives way: else it would contradict ours.
+        """
+        new = {(record.epoch, record.key_version) for record in records}
+        kept = [record for record in known.records if (record.epoch, record.key_version) not in new]
+        if known.repair or len(kept) != len(known.records):
+            self.replace_keyring([*kept, *records])
             return
         length = len(known.records) * 64
         added = b"".join(record.pack() for record in records)
