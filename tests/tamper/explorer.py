@@ -67,7 +67,7 @@ def explore(specimen: Specimen, cases: Iterable[Case], tally: Tally, *, verify_e
             examination.reading()
             if case.expected is not None and number % 3 == 0:
                 examination.writing_is_refused()
-            if verify_every and case.expected is None and number % verify_every == 0:
+            if verify_every and number % verify_every == 0:
                 examination.verifying()
                 examination.scrubbing()
             tally.faults += [f"{specimen.name}: {fault}" for fault in examination.faults]

@@ -18,7 +18,7 @@ from fspf.core.errors import CasUnreachableError, FspfError
 from fspf.core.types import Protection
 from fspf.volume.volume import Volume
 from tools.lib.tampering.anatomy import Anatomy, dissect
-from tools.lib.tampering.cases import Material, Snapshot
+from tools.lib.tampering.cases import Material, Snapshot, Versions
 from tools.lib.tampering.memory_cas import MemoryCas
 from tools.lib.tampering.oracle import Truth, take_truth
 
@@ -78,6 +78,7 @@ class _Writer:
         self.path, self.cas = path, cas
         self.random = random.Random(seed)
         self.past: list[Snapshot] = []
+        self.versions: Versions = {}
         self.known: dict[bytes, bytes] = {}
         self.volume = Volume.create(
             path, cas, name=path.name, chunk_size=CHUNK, segment_slots=SEGMENT_SLOTS, commit_interval=None
@@ -86,6 +87,9 @@ class _Writer:
 
     def keep(self) -> None:
         self.past.append(snapshot(self.path))
+        for block in dissect(self.path, self.cas.fetch(self.volume.header.volume_id)).blocks:
+            known = self.versions.setdefault((block.tree, block.level, block.offset), {})
+            known.setdefault(block.sealed, (len(self.past), block.entry))
 
     def commit(self) -> None:
         self.volume.commit()
@@ -176,6 +180,11 @@ class _Writer:
         self.patch(b"/authenticated/big", 3 * CHUNK, self.bytes(40 * CHUNK))
         self.patch(b"/exact", 0, self.bytes(CHUNK))
         self.commit()
+        for turn in range(4):  # every kind of block comes to lie where another was
+            self.patch(b"/authenticated/big", (60 + 20 * (turn % 2)) * CHUNK, self.bytes(30 * CHUNK))
+            volume.setxattr(ino, b"user.big%d" % turn, self.bytes(60_000))  # type: ignore[arg-type]
+            self.patch(b"/big", (90 - 20 * (turn % 2)) * CHUNK, self.bytes(15 * CHUNK))
+            self.commit()
         # 5: a second session
         self.reopen()
         self.patch(b"/big", 60 * CHUNK, self.bytes(30 * CHUNK))
@@ -230,7 +239,7 @@ def build(where: Path, *, seed: int = 1) -> dict[str, Specimen]:
             record,
             take_truth(anatomy, record),
             previous,
-            Material(list(writer.past), other_anatomy, header, ahead),
+            Material(list(writer.past), other_anatomy, header, ahead, writer.versions),
             dict(writer.known),
         )
 

@@ -105,11 +105,22 @@ def _one_block(
             f"replaced by one {what} (slot {partner.slot}), checksum made right",
             partial(_put, slot=block.slot, data=partner.sealed, fix=True),
         )
-    # Its own past
+    # What the slot held, and what the block was
     for number, old, entry in _older(anatomy, material, block):
         yield case(f"as after commit {number}", partial(_put, slot=block.slot, data=old))
         yield case(f"as after commit {number}, checksum made right", partial(_put, slot=block.slot, data=old, fix=True))
         yield case(f"as after commit {number}, entry too", partial(_put, slot=block.slot, data=old, entry=entry))
+    was = material.versions.get((block.tree, block.level, block.offset), {})
+    for old, (number, entry) in [each for each in was.items() if each[0] != block.sealed][-2:]:
+        yield case(f"its own version of commit {number}", partial(_put, slot=block.slot, data=old))
+        yield case(
+            f"its own version of commit {number}, checksum made right",
+            partial(_put, slot=block.slot, data=old, fix=True),
+        )
+        yield case(
+            f"its own version of commit {number}, entry too",
+            partial(_put, slot=block.slot, data=old, entry=entry),
+        )
     # Another volume
     if block.kind in others:
         foreign = others[block.kind][place % len(others[block.kind])]

@@ -13,6 +13,8 @@ from tools.lib.tampering.anatomy import Anatomy
 from tools.lib.tampering.patient import Patient
 
 Snapshot = dict[str, bytes]  # content of every file of a volume at one time, by name
+# tree, level, offset of a block -> all that it ever was -> number of the commit, entry of the checksum table
+Versions = dict[tuple[str, int, int], dict[bytes, tuple[int, bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,14 @@ class Material:
         other: Another volume of the same shape, taken apart; the CAS knows it.
         stranger: A header of a volume that the CAS does not know.
         ahead: The newest state is one commit ahead of its anchor.
-        empty: The volume has one commit only.
+        versions: What each block was after earlier commits, wherever it lay then.
     """
 
     older: list[Snapshot] = field(default_factory=list)
     other: Anatomy | None = None
     stranger: bytes = b""
     ahead: bool = False
+    versions: Versions = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

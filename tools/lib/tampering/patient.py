@@ -49,7 +49,9 @@ class Patient:
     def names(self) -> list[str]:
         """Return the segments' names, in order."""
         names = os.listdir(self.path / "segments")
-        return sorted(f"segments/{name}" for name in names if len(name) == 8 and not set(name) - set("0123456789abcdef"))
+        return sorted(
+            f"segments/{name}" for name in names if len(name) == 8 and not set(name) - set("0123456789abcdef")
+        )
 
     def replace(self, name: str, data: bytes) -> None:
         """Give *name* other bytes."""
