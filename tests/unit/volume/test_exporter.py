@@ -24,16 +24,16 @@ SMALL: dict[str, Any] = {"segment_slots": 64, "commit_interval": None}
 
 
 @pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    cas = open_cas(f"sqlite://{tmp_path}/cas.sqlite")
-    with Volume.create(tmp_path / "volume", cas, **SMALL) as made:
+def volume(scratch: Path) -> Iterator[Volume]:
+    cas = open_cas(f"sqlite://{scratch}/cas.sqlite")
+    with Volume.create(scratch / "volume", cas, **SMALL) as made:
         yield made
     cas.close()
 
 
 @pytest.fixture
-def dest(tmp_path: Path) -> Path:
-    return tmp_path / "dest"
+def dest(scratch: Path) -> Path:
+    return scratch / "dest"
 
 
 def leftovers(dest: Path) -> list[Path]:
@@ -73,13 +73,13 @@ def test_a_damaged_file_is_left_out_and_all_else_is_there(volume: Volume, dest: 
     assert (dest / "z").read_bytes() == b"z" * 1000
 
 
-def test_a_damaged_single_file_leaves_nothing(volume: Volume, dest: Path, tmp_path: Path) -> None:
+def test_a_damaged_single_file_leaves_nothing(volume: Volume, dest: Path, scratch: Path) -> None:
     volume.write_bytes("/bad", b"x" * 1000)
     damage(volume, "/bad")
-    before = set(os.listdir(tmp_path))
+    before = set(os.listdir(scratch))
     with reopened(volume) as found:
         assert decrypt_tree(found, dest, path="/bad").exit_code == 20
-    assert set(os.listdir(tmp_path)) == before
+    assert set(os.listdir(scratch)) == before
 
 
 def test_a_part_of_the_volume(volume: Volume, dest: Path) -> None:
@@ -103,31 +103,31 @@ def test_a_single_file(volume: Volume, dest: Path) -> None:
         decrypt_tree(volume, dest, path="/f")
 
 
-def test_destinations(volume: Volume, dest: Path, tmp_path: Path) -> None:
+def test_destinations(volume: Volume, dest: Path, scratch: Path) -> None:
     volume.write_bytes("/f", b"1")
     dest.mkdir()
-    (tmp_path / "link").symlink_to(dest)
-    assert decrypt_tree(volume, tmp_path / "link").files == 1  # an empty directory, reached as the user says
+    (scratch / "link").symlink_to(dest)
+    assert decrypt_tree(volume, scratch / "link").files == 1  # an empty directory, reached as the user says
     with pytest.raises(UsageError):
         decrypt_tree(volume, dest)
-    (tmp_path / "file").touch()
+    (scratch / "file").touch()
     with pytest.raises(UsageError):
-        decrypt_tree(volume, tmp_path / "file")
-    (tmp_path / "dangling").symlink_to("nowhere")
+        decrypt_tree(volume, scratch / "file")
+    (scratch / "dangling").symlink_to("nowhere")
     with pytest.raises(UsageError):
-        decrypt_tree(volume, tmp_path / "dangling")
+        decrypt_tree(volume, scratch / "dangling")
     with pytest.raises(FileNotFoundError):
-        decrypt_tree(volume, tmp_path / "no" / "such")
+        decrypt_tree(volume, scratch / "no" / "such")
     with pytest.raises(FileNotFoundError):
-        decrypt_tree(volume, tmp_path / "new", path="/no")
-    assert not (tmp_path / "new").exists()
+        decrypt_tree(volume, scratch / "new", path="/no")
+    assert not (scratch / "new").exists()
 
 
-def test_nothing_is_written_through_a_link_that_somebody_puts_there(volume: Volume, dest: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_link_that_somebody_puts_there(volume: Volume, dest: Path, scratch: Path) -> None:
     for number in range(3):
         volume.makedirs(f"/d{number}/e")
         volume.write_bytes(f"/d{number}/e/f", b"1")
-    outside = tmp_path / "outside"
+    outside = scratch / "outside"
     outside.mkdir()
 
     def attack(_: Progress) -> None:
@@ -226,9 +226,9 @@ def test_refused_devices_are_errors(volume: Volume, dest: Path, monkeypatch: pyt
 
 
 def test_many_files_in_several_batches(
-    volume: Volume, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    volume: Volume, dest: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "source"
+    source = scratch / "source"
     for number in range(40):
         (source / f"d{number % 7}").mkdir(parents=True, exist_ok=True)
         (source / f"d{number % 7}" / str(number)).write_bytes(os.urandom(number * 1000))

@@ -31,40 +31,40 @@ SMALL: dict[str, Any] = {"segment_slots": 64, "commit_interval": None}
 
 
 @pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    cas = open_cas(f"sqlite://{tmp_path}/cas.sqlite")
-    with Volume.create(tmp_path / "volume", cas, **SMALL) as made:
+def volume(scratch: Path) -> Iterator[Volume]:
+    cas = open_cas(f"sqlite://{scratch}/cas.sqlite")
+    with Volume.create(scratch / "volume", cas, **SMALL) as made:
         yield made
     cas.close()
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "source"
+def source(scratch: Path) -> Path:
+    path = scratch / "source"
     path.mkdir()
     return path
 
 
-def assert_equal(source: Path, volume: Volume, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def assert_equal(source: Path, volume: Volume, scratch: Path) -> None:
+    out = scratch / "out"
     assert decrypt_tree(volume, out).exit_code == 0
     assert_same(source, out)
     shutil.rmtree(out)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_the_torture_tree_comes_back(volume: Volume, tmp_path: Path, threads: int) -> None:
-    torture.make(tmp_path / "tree", all_modes=threads == 1)
-    for late in (tmp_path / "tree" / "times").glob("2400*"):  # see test_times_beyond
+def test_the_torture_tree_comes_back(volume: Volume, scratch: Path, threads: int) -> None:
+    torture.make(scratch / "tree", all_modes=threads == 1)
+    for late in (scratch / "tree" / "times").glob("2400*"):  # see test_times_beyond
         os.utime(late, ns=(0, 2**63 - 1), follow_symlinks=False)
-    summary = encrypt_tree(tmp_path / "tree", volume, threads=threads)
+    summary = encrypt_tree(scratch / "tree", volume, threads=threads)
     assert summary.errors == []
     assert summary.warnings == []
-    assert_equal(tmp_path / "tree", volume, tmp_path)
-    again = encrypt_tree(tmp_path / "tree", volume, update=True, threads=threads)
+    assert_equal(scratch / "tree", volume, scratch)
+    again = encrypt_tree(scratch / "tree", volume, update=True, threads=threads)
     assert again.exit_code == 0
     assert (again.updated, again.removed) == (0, 0)
-    assert_equal(tmp_path / "tree", volume, tmp_path)
+    assert_equal(scratch / "tree", volume, scratch)
 
 
 def test_times_beyond_2262_become_the_last(source: Path, volume: Volume) -> None:
@@ -77,25 +77,25 @@ def test_times_beyond_2262_become_the_last(source: Path, volume: Volume) -> None
     assert volume.stat("/f").st_mtime_ns == volume.stat("/d").st_mtime_ns == 2**63 - 1
 
 
-def test_it_is_committed(source: Path, tmp_path: Path) -> None:
+def test_it_is_committed(source: Path, scratch: Path) -> None:
     (source / "f").write_bytes(b"1")
-    cas = open_cas(f"sqlite://{tmp_path}/cas.sqlite")
-    made = Volume.create(tmp_path / "volume", cas, **SMALL)
+    cas = open_cas(f"sqlite://{scratch}/cas.sqlite")
+    made = Volume.create(scratch / "volume", cas, **SMALL)
     encrypt_tree(source, made)
     made.abandon()  # as if killed
-    with Volume.open(tmp_path / "volume", cas, read_only=True) as found:
+    with Volume.open(scratch / "volume", cas, read_only=True) as found:
         assert found.read_bytes("/f") == b"1"
         assert found.stat("/").st_mtime_ns == source.stat().st_mtime_ns
     cas.close()
 
 
-def test_commits_on_the_way(source: Path, volume: Volume, tmp_path: Path) -> None:
+def test_commits_on_the_way(source: Path, volume: Volume, scratch: Path) -> None:
     for number in range(300):
         (source / str(number)).write_bytes(os.urandom(1000))
     before = volume.status()["generation"]
     encrypt_tree(source, volume, commit_entries=50)
     assert volume.status()["generation"] >= before + 3
-    assert_equal(source, volume, tmp_path)
+    assert_equal(source, volume, scratch)
 
 
 def test_progress_is_told(source: Path, volume: Volume) -> None:
@@ -166,7 +166,7 @@ def test_a_bad_sector_of_the_source_costs_one_file(
 
 
 def test_an_unreadable_directory_is_an_error(
-    source: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    source: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch, scratch: Path
 ) -> None:
     (source / "d").mkdir()
     (source / "d" / "f").touch()
@@ -211,7 +211,7 @@ def test_a_file_that_changes_is_read_again_once(
 
 @pytest.mark.parametrize(("times", "exit_code"), [(1, 0), (9, 1)])
 def test_a_large_file_that_changes_is_read_again_once(
-    source: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, times: int, exit_code: int
+    source: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch, scratch: Path, times: int, exit_code: int
 ) -> None:
     path = source / "f"
     path.write_bytes(os.urandom(2_500_000))
@@ -227,7 +227,7 @@ def test_a_large_file_that_changes_is_read_again_once(
     summary = encrypt_tree(source, volume)
     assert summary.exit_code == exit_code
     if times == 1:
-        assert_equal(source, volume, tmp_path)
+        assert_equal(source, volume, scratch)
 
 
 def test_a_file_that_vanishes_is_an_error(source: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_a_file_that_vanishes_is_an_error(source: Path, volume: Volume, monkeypa
     assert volume.listdir("/") == ["g"]
 
 
-def test_deeper_than_path_max(volume: Volume, tmp_path: Path, source: Path) -> None:
+def test_deeper_than_path_max(volume: Volume, scratch: Path, source: Path) -> None:
     fd = os.open(source, os.O_RDONLY)
     for _ in range(400):
         os.mkdir("d" * 20, dir_fd=fd)
@@ -258,8 +258,8 @@ def test_deeper_than_path_max(volume: Volume, tmp_path: Path, source: Path) -> N
     summary = encrypt_tree(source, volume)
     assert summary.exit_code == 0
     assert (summary.directories, summary.files) == (401, 1)
-    assert decrypt_tree(volume, tmp_path / "out").entries == summary.entries
-    for tree in (source, tmp_path / "out"):
+    assert decrypt_tree(volume, scratch / "out").entries == summary.entries
+    for tree in (source, scratch / "out"):
         os.system(f"rm -rf {tree}")  # shutil.rmtree takes paths
 
 
@@ -313,12 +313,12 @@ def test_an_authenticated_place_must_be_in_the_source(source: Path, volume: Volu
 # -- refused before anything is done
 
 
-def test_places_that_are_refused(source: Path, volume: Volume, tmp_path: Path) -> None:
+def test_places_that_are_refused(source: Path, volume: Volume, scratch: Path) -> None:
     (source / "f").touch()
     with pytest.raises(UsageError, match="inside each other"):
-        encrypt_tree(tmp_path, volume)
+        encrypt_tree(scratch, volume)
     with pytest.raises(UsageError, match="inside each other"):
-        encrypt_tree(tmp_path / "volume" / "segments", volume)
+        encrypt_tree(scratch / "volume" / "segments", volume)
     with pytest.raises(UsageError, match="no directory"):
         encrypt_tree(source / "f", volume)
     encrypt_tree(source, volume)
@@ -326,11 +326,11 @@ def test_places_that_are_refused(source: Path, volume: Volume, tmp_path: Path) -
         encrypt_tree(source, volume)
 
 
-def test_a_full_volume_ends_the_run_and_its_threads(source: Path, tmp_path: Path) -> None:
+def test_a_full_volume_ends_the_run_and_its_threads(source: Path, scratch: Path) -> None:
     for number in range(40):
         (source / str(number)).write_bytes(os.urandom(200_000))
-    cas = open_cas(f"sqlite://{tmp_path}/cas.sqlite")
-    with Volume.create(tmp_path / "volume", cas, max_bytes=5 << 20, **SMALL) as small:
+    cas = open_cas(f"sqlite://{scratch}/cas.sqlite")
+    with Volume.create(scratch / "volume", cas, max_bytes=5 << 20, **SMALL) as small:
         before = threading.active_count()
         with pytest.raises(OSError, match=r".") as caught:
             encrypt_tree(source, small)
@@ -412,7 +412,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_update_makes_the_volume_equal(source: Path, volume: Volume, tmp_path: Path, change: str) -> None:
+def test_an_update_makes_the_volume_equal(source: Path, volume: Volume, scratch: Path, change: str) -> None:
     tree(source)
     os.setxattr(source / "d", "user.old", b"1")
     encrypt_tree(source, volume)
@@ -420,7 +420,7 @@ def test_an_update_makes_the_volume_equal(source: Path, volume: Volume, tmp_path
     CHANGES[change](source)
     summary = encrypt_tree(source, volume, update=True)
     assert summary.errors == []
-    assert_equal(source, volume, tmp_path)
+    assert_equal(source, volume, scratch)
 
 
 def test_an_update_writes_only_what_differs(source: Path, volume: Volume) -> None:
@@ -457,13 +457,13 @@ def test_checksums_see_what_the_times_hide(source: Path, volume: Volume, monkeyp
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(min_value=0))
-def test_any_tree_becomes_any_other(source: Path, volume: Volume, tmp_path: Path, seed: int) -> None:
+def test_any_tree_becomes_any_other(source: Path, volume: Volume, scratch: Path, seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(chance.randrange(30)):
         stir(source, chance)
     summary = encrypt_tree(source, volume, update=True, threads=chance.choice([1, 3]))
     assert summary.errors == []
-    assert_equal(source, volume, tmp_path)
+    assert_equal(source, volume, scratch)
 
 
 def stir(source: Path, chance: random.Random) -> None:
