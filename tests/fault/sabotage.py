@@ -120,7 +120,7 @@ def keyring_not_synced() -> Iterator[None]:
 
 def one_root_file() -> AbstractContextManager[None]:
     """Overwrite the newest root record instead of the one before."""
-    patch: AbstractContextManager[Any] = mock.patch.object(layout_module, "ROOT_NAMES", ("root.a", "root.a"))  # type: ignore[arg-type]
+    patch: AbstractContextManager[Any] = mock.patch.object(layout_module, "ROOT_NAMES", ("root.a", "root.a"))
     return patch
 
 
