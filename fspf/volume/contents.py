@@ -124,12 +124,11 @@ class Contents:
             "chunks": content.tree.allocated,
         }
         try:
-            with self._namespace.change():
-                if mtime_ns is not None:
-                    row = self._namespace.inode(content.ino)
-                    ctime_ns = mtime_ns if row is None else max(row.ctime_ns, mtime_ns)  # it never goes back
-                    columns |= {"mtime_ns": mtime_ns, "ctime_ns": ctime_ns}
-                self._namespace.update(content.ino, **columns)
+            if mtime_ns is not None:
+                row = self._namespace.inode(content.ino)
+                ctime_ns = mtime_ns if row is None else max(row.ctime_ns, mtime_ns)  # it never goes back
+                columns |= {"mtime_ns": mtime_ns, "ctime_ns": ctime_ns}
+            self._namespace.change_inode(content.ino, **columns)
         except BaseException as exc:
             # The tree has handed over slots that the row still names: no commit may free them.
             self._fail(f"the content root of inode {content.ino} could not be stored: {exc}")

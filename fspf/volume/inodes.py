@@ -275,8 +275,6 @@ class InodeVolume:
             directory = self._directory(parent)
             if directory.nlink == 0:
                 raise error(errno.ENOENT, name)
-            if namespace.lookup(parent, name) is not None:
-                raise error(errno.EEXIST, name)
             for key, value in (xattrs or {}).items():
                 self._check_xattr(key, value)
             now = time.time_ns()
@@ -288,14 +286,17 @@ class InodeVolume:
                 ctime_ns=now, btime_ns=now, protection=int(directory.protection if protection is None else protection),
                 size=0, depth=0, pointer=None, chunks=0, parent=parent if is_dir else None, target=target,
             )  # fmt: skip
-            with namespace.change():
-                namespace.insert(row)
-                namespace.add_entry(parent, name, ino)
-                for key, value in (xattrs or {}).items():
-                    namespace.set_xattr(ino, key, value)
-                if is_dir:
-                    namespace.update(parent, nlink=directory.nlink + 1)
-                namespace.touch(parent, now)
+            if xattrs or is_dir:
+                with namespace.change():
+                    if not namespace.add_inode(row, parent, name):
+                        raise error(errno.EEXIST, name)
+                    for key, value in (xattrs or {}).items():
+                        namespace.set_xattr(ino, key, value)
+                    if is_dir:
+                        namespace.update(parent, nlink=directory.nlink + 1)
+            elif not namespace.add_inode(row, parent, name):
+                raise error(errno.EEXIST, name)
+            namespace.touch(parent, now)
             namespace.next_ino += 1
             namespace.files += 1
         self._bound_memory()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -29,8 +28,7 @@ _COUNTERS: Final = ("next_ino", "next_cookie", "files", "bytes", "capabilities")
 CAPABILITY: Final = b"security.capability"
 
 
-@dataclass(slots=True)
-class Row:
+class Row(NamedTuple):
     """One inode as the database has it; a content that is open may be ahead of it."""
 
     ino: Ino
@@ -85,7 +83,10 @@ _SELECT_ENTRIES: Final = (
     f"SELECT d.cookie, d.name, {_ROW_COLUMNS} FROM dirent d JOIN inode i ON i.ino = d.ino"  # noqa: S608
     " WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?"
 )
+_INSERT_ENTRY: Final = "INSERT INTO dirent VALUES (?, ?, ?, ?)"
 _INSERT_INODE: Final = "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+_MAX_CACHED_ROWS: Final = 8192  # about 5 MB
 
 
 class Namespace:
@@ -105,6 +106,9 @@ class Namespace:
         self.operations = 0
         self.broken: str | None = None
         self._touched: dict[Ino, int] = {}
+        self._rows: dict[
+            Ino, Row
+        ] = {}  # rows as the database has them; a statement costs more than the rest of a lookup
         with self._translated_open():
             self._database = TreeDatabase(tree, page_size=chunk_size, read_only=read_only, cache_bytes=cache_bytes)
         self.connection: apsw.Connection = self._database.connection
@@ -188,18 +192,24 @@ class Namespace:
             return OSError(errno.ENOMEM, "namespace: out of memory")
         return IntegrityError(f"namespace: {exc}; run fspf verify")
 
+    def _begin(self) -> None:
+        """Count a change, and begin SQLite's transaction with the first one after a commit."""
+        if not self.dirty:
+            self._execute("BEGIN IMMEDIATE")
+            self.dirty = True
+        self.operations += 1
+
     @contextmanager
     def change(self) -> Iterator[None]:
         """Make the changes of one operation together: all of them, or none when an exception leaves the block."""
         execute = self._execute
         try:
-            if not self.dirty:
-                execute("BEGIN IMMEDIATE")
-                self.dirty = True
+            self._begin()
             execute("SAVEPOINT op")
             try:
                 yield
             except BaseException:
+                self._rows.clear()
                 if self.connection.in_transaction:
                     execute("ROLLBACK TO op")
                     execute("RELEASE op")
@@ -207,7 +217,35 @@ class Namespace:
             execute("RELEASE op")
         except apsw.Error as exc:
             raise self._translate(exc) from exc
-        self.operations += 1
+
+    def change_inode(self, ino: Ino, **columns: int | bytes | None) -> None:
+        """Make a change that is one `update`; a statement is atomic by itself."""
+        with self.translated():
+            self._begin()
+        self.update(ino, **columns)
+
+    def add_inode(self, row: Row, parent: Ino, name: bytes) -> bool:
+        """Add an inode and its first name, both or nothing; False if the name is taken.
+
+        The same as `change` with `insert` and `add_entry`, in two statements instead of five.
+        """
+        cookie = self.next_cookie
+        self.next_cookie += 1
+        with self.translated():
+            self._begin()
+            try:
+                self._execute(_INSERT_ENTRY, (parent, cookie, name, row.ino))
+            except apsw.ConstraintError:
+                return False
+            try:
+                self.insert(row)
+            except BaseException as exc:
+                try:
+                    self._execute("DELETE FROM dirent WHERE parent = ? AND cookie = ?", (parent, cookie))
+                except apsw.Error:
+                    self.broken = f"half of a new file could not be taken back: {exc}"
+                raise
+        return True
 
     def commit(self) -> None:
         """Write counters and postponed times, end SQLite's transaction: everything is in the tree."""
@@ -216,9 +254,7 @@ class Namespace:
         if not self.dirty:
             return
         with self.translated():
-            for ino, now in self._touched.items():
-                self._execute("UPDATE inode SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?", (now, now, ino))
-            self._touched.clear()
+            self._write_touched()
             for name in _COUNTERS:
                 value = getattr(self, name)
                 if self._stored.get(name) != value:
@@ -231,13 +267,24 @@ class Namespace:
     # -- inodes
 
     def _row(self, found: Sequence[Any]) -> Row:
-        row = Row(*found)
+        row = Row._make(found)
+        self._keep(row)
+        return self._with_touch(row)
+
+    def _keep(self, row: Row) -> None:
+        if len(self._rows) >= _MAX_CACHED_ROWS:
+            self._rows.clear()
+        self._rows[row.ino] = row
+
+    def _with_touch(self, row: Row) -> Row:
+        """Return *row*, which stays as it is, with a time that the database does not have yet."""
         touched = self._touched.get(row.ino)
-        if touched is not None:
-            row.mtime_ns = row.ctime_ns = touched
-        return row
+        return row if touched is None else row._replace(mtime_ns=touched, ctime_ns=touched)
 
     def inode(self, ino: Ino) -> Row | None:
+        row = self._rows.get(ino)
+        if row is not None:
+            return self._with_touch(row)
         with self.translated():
             found = self._execute(_SELECT_INODE, (ino,)).fetchone()
         return self._row(found) if found is not None else None
@@ -245,13 +292,8 @@ class Namespace:
     def insert(self, row: Row) -> None:
         """Add an inode. Inside `change`, or at creation."""
         with self.translated():
-            self._execute(
-                _INSERT_INODE,
-                (
-                    row.ino, row.mode, row.uid, row.gid, row.rdev, row.nlink, row.atime_ns, row.mtime_ns, row.ctime_ns,
-                    row.btime_ns, row.protection, row.size, row.depth, row.pointer, row.chunks, row.parent, row.target,
-                ),
-            )  # fmt: skip
+            self._execute(_INSERT_INODE, row)
+        self._keep(row)
 
     def update(self, ino: Ino, **columns: int | bytes | None) -> None:
         """Set columns of one inode. The names are the code's own, never a caller's text."""
@@ -261,21 +303,29 @@ class Namespace:
                 columns.setdefault("mtime_ns", touched)
                 columns.setdefault("ctime_ns", touched)
         assignments = ", ".join(f"{name} = ?" for name in columns)
+        row = self._rows.pop(ino, None)
         with self.translated():
             self._execute(f"UPDATE inode SET {assignments} WHERE ino = ?", (*columns.values(), ino))  # noqa: S608
+        if row is not None:
+            self._rows[ino] = row._replace(**columns)  # type: ignore[arg-type]  # the columns are the fields
+
+    def _write_touched(self) -> None:
+        for ino, now in self._touched.items():
+            self._rows.pop(ino, None)
+            self._execute("UPDATE inode SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?", (now, now, ino))
+        self._touched.clear()
 
     def touch(self, ino: Ino, now_ns: int) -> None:
         """Set mtime and ctime of a directory at the next commit: one row write however many entries change."""
         self._touched[ino] = now_ns
         if len(self._touched) > 4096:  # bounded memory
-            for each, when in self._touched.items():
-                with self.translated():
-                    self._execute("UPDATE inode SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?", (when, when, each))
-            self._touched.clear()
+            with self.translated():
+                self._write_touched()
 
     def delete(self, ino: Ino) -> None:
         """Remove an inode and its xattrs; its content is the caller's to free."""
         self._touched.pop(ino, None)
+        self._rows.pop(ino, None)
         with self.translated():
             self._execute("DELETE FROM xattr WHERE ino = ?", (ino,))
             self._execute("DELETE FROM inode WHERE ino = ?", (ino,))
@@ -309,7 +359,7 @@ class Namespace:
         cookie = self.next_cookie
         self.next_cookie += 1
         with self.translated():
-            self._execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (parent, cookie, name, ino))
+            self._execute(_INSERT_ENTRY, (parent, cookie, name, ino))
 
     def set_entry(self, parent: Ino, name: bytes, ino: Ino) -> None:
         """Let an existing name mean another inode, keeping its place in the directory."""
