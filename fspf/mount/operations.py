@@ -30,6 +30,7 @@ from fspf.mount.attributes import (
 )
 from fspf.mount.boundary import Boundary, guarded
 from fspf.mount.protocol import CONTROL, STATUS
+from fspf.volume.entries import clamp_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -203,11 +204,11 @@ class Operations(pyfuse3.Operations):
         if fields.update_size:
             changes["size"] = attr.st_size
         if fields.update_atime:
-            changes["atime_ns"] = attr.st_atime_ns
+            changes["atime_ns"] = clamp_time(attr.st_atime_ns)
         if fields.update_mtime:
-            changes["mtime_ns"] = attr.st_mtime_ns
+            changes["mtime_ns"] = clamp_time(attr.st_mtime_ns)
         if fields.update_ctime:
-            changes["ctime_ns"] = attr.st_ctime_ns
+            changes["ctime_ns"] = clamp_time(attr.st_ctime_ns)
         with volume.lock:  # one step for the commit
             if "mode" in changes:
                 if (access := self._xattr(ino, acl.ACCESS)) is not None:
