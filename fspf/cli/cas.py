@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from fspf.cli.console import printable
+from fspf.cli.console import printable, quoted
 from fspf.cli.options import add_common, ask_passphrase, connected, descriptor, nonempty, read_passphrase
 from fspf.cli.passwd import ask_twice
 from fspf.core.errors import FspfError, LeaseHeldError, UnknownVolumeError, UsageError, VolumeExistsError
@@ -114,11 +114,11 @@ def find_record(cas: Cas, text: str) -> CasRecord:
         return cas.fetch(bytes.fromhex(text))
     found = [record for record in cas.list() if record.name == text]
     if not found:
-        message = f"the CAS {cas.url} has no volume named {text!r}, and there is no such directory"
+        message = f"the CAS {cas.url} has no volume named {quoted(text)}, and there is no such directory"
         raise UnknownVolumeError(message)
     if len(found) > 1:
         ids = ", ".join(record.volume_id.hex() for record in found)
-        message = f"{len(found)} volumes are named {text!r}, name one by its id: {ids}"
+        message = f"{len(found)} volumes are named {quoted(text)}, name one by its id: {ids}"
         raise UsageError(message)
     return found[0]
 
@@ -177,7 +177,7 @@ def _export(args: Namespace, console: Console) -> int:
     from fspf.cas import export_records
 
     if os.path.lexists(args.output):
-        message = f"{args.output!r} exists: choose another name"
+        message = f"{quoted(args.output)} exists: choose another name"
         raise VolumeExistsError(message)
     with connected(args) as cas:
         ids = [find_record(cas, each).volume_id for each in args.volumes] if args.volumes else None
@@ -207,7 +207,7 @@ def write_new_file(path: str, data: bytes) -> None:
                 os.fsync(fd)
             os.link(part, path)
         except FileExistsError:
-            message = f"{path!r} exists: choose another name"
+            message = f"{quoted(path)} exists: choose another name"
             raise VolumeExistsError(message) from None
         sync_directory(directory)
     finally:
@@ -230,7 +230,7 @@ def _import(args: Namespace, console: Console) -> int:
     with open(args.file, "rb") as file:
         document = file.read(_MAX_DOCUMENT + 1)
     if len(document) > _MAX_DOCUMENT:
-        message = f"{args.file!r} is too large for an export of records"
+        message = f"{quoted(args.file)} is too large for an export of records"
         raise FspfError(message)
     with connected(args, create=True) as cas:
         records = import_records(cas, document, _document_passphrase(args, new=False), replace=args.replace)
@@ -252,7 +252,7 @@ def _remove(args: Namespace, console: Console) -> int:
         lease = record.lease
         if lease is not None and lease.expires_ns > time.time_ns() and not holder_is_gone(lease.holder):
             raise LeaseHeldError(lease.holder)
-        what = f"{record.name!r} ({record.volume_id.hex()}, generation {record.anchor.generation})"
+        what = f"{quoted(record.name)} ({record.volume_id.hex()}, generation {record.anchor.generation})"
         question = f"remove the key of {what}? Without an export, its data is lost for good"
         if not args.yes and not console.confirm(question):
             message = f"{what} was not removed: confirm with --yes"

@@ -46,6 +46,11 @@ def printable(text: str | bytes) -> str:
     return "".join(_shown(char) for char in text)
 
 
+def quoted(text: str | bytes) -> str:
+    """Make a name safe to show, and set it off from the rest of a message."""
+    return f"'{printable(text)}'"
+
+
 def _shown(char: str) -> str:
     code = ord(char)
     if code == _BACKSLASH:

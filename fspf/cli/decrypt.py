@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from fspf.cli.console import human_size, json_name, printable
+from fspf.cli.console import human_size, json_name, printable, quoted
 from fspf.cli.encrypt import follow, show_problems, summary_document
 from fspf.cli.location import parse_location
 from fspf.cli.options import add_threads, moved, nonempty, opened, refuse_existing
@@ -39,7 +39,7 @@ def run(args: Namespace, console: Console) -> int:
     location = args.location
     inner, outer = os.path.realpath(args.dest), os.path.realpath(location.volume)
     if inner == outer or inner.startswith(outer.rstrip("/") + "/"):
-        message = f"DEST {args.dest!r} lies within the volume: choose another destination"
+        message = f"DEST {quoted(args.dest)} lies within the volume: choose another destination"
         raise UsageError(message)
     if not (os.path.isdir(args.dest) and not os.listdir(args.dest)):
         refuse_existing(args.dest, "choose another name, or an empty directory")
@@ -49,7 +49,7 @@ def run(args: Namespace, console: Console) -> int:
         if summary.damaged and moved(volume):
             message = (
                 f"the volume was written to while it was read, and {len(summary.damaged)} files were replaced meanwhile: "
-                f"delete {args.dest!r}, and decrypt again when nobody writes"
+                f"delete {quoted(args.dest)}, and decrypt again when nobody writes"
             )
             raise LeaseError(message)
     console.document({**head, **summary_document(summary)})

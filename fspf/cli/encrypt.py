@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fspf.cli.boundary import uninterrupted
 from fspf.cli.cas import sync_directory
-from fspf.cli.console import human_size, json_name, printable
+from fspf.cli.console import human_size, json_name, printable, quoted
 from fspf.cli.create import add_volume_options, describe, final_name, volume_settings
 from fspf.cli.options import add_threads, closing, connected, existing_volume, nonempty, refuse_existing
 from fspf.core.errors import FspfError, UsageError
@@ -65,7 +65,7 @@ def run(args: Namespace, console: Console) -> int:
     settings = volume_settings(args)
     if not os.path.isdir(args.source):
         what = "is not a directory" if os.path.lexists(args.source) else "does not exist"
-        message = f"SOURCE {args.source!r} {what}"
+        message = f"SOURCE {quoted(args.source)} {what}"
         raise FspfError(message)
     _check_apart(args.source, args.volume)
     for path in args.authenticated:
@@ -82,17 +82,17 @@ def run(args: Namespace, console: Console) -> int:
 def _check_apart(source: str, volume: str) -> None:
     inner, outer = os.path.realpath(source), os.path.realpath(volume)
     if inner == outer or inner.startswith(outer.rstrip("/") + "/") or outer.startswith(inner.rstrip("/") + "/"):
-        message = f"SOURCE {source!r} and VOLUME {volume!r} lie within each other: choose two separate directories"
+        message = f"SOURCE {quoted(source)} and VOLUME {quoted(volume)} lie within each other: choose two separate directories"
         raise UsageError(message)
 
 
 def _check_region(source: str, path: str) -> None:
     parts = path.split("/")
     if os.path.isabs(path) or ".." in parts:
-        message = f"--authenticated takes a path relative to SOURCE, not {path!r}"
+        message = f"--authenticated takes a path relative to SOURCE, not {quoted(path)}"
         raise UsageError(message)
     if not os.path.lexists(os.path.join(source, path)):
-        message = f"--authenticated {path!r}: there is no such file in {source!r}"
+        message = f"--authenticated {quoted(path)}: there is no such file in {quoted(source)}"
         raise UsageError(message)
 
 

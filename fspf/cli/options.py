@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from fspf.cli.console import quoted
 from fspf.core.errors import FspfError, IntegrityError, LeaseError, NotAVolumeError, UsageError, WrongKeyError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def descriptor(text: str) -> int:
     """Parse a file descriptor number."""
     if not (text.isascii() and text.isdecimal()):
-        message = f"{text!r} is no file descriptor"
+        message = f"{quoted(text)} is no file descriptor"
         raise argparse.ArgumentTypeError(message)
     return int(text)
 
@@ -78,7 +79,7 @@ def descriptor(text: str) -> int:
 def threads(text: str) -> int:
     """Parse a number of threads."""
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 256):
-        message = f"{text!r} is no number of threads from 1 to 256"
+        message = f"{quoted(text)} is no number of threads from 1 to 256"
         raise argparse.ArgumentTypeError(message)
     return int(text)
 
@@ -194,7 +195,7 @@ def existing_volume(path: str) -> str:
     """
     if not os.path.isdir(path):
         what = "not a directory, so not a volume" if os.path.lexists(path) else "no such volume"
-        message = f"{path!r}: {what}"
+        message = f"{quoted(path)}: {what}"
         raise NotAVolumeError(message)
     return path
 
@@ -262,9 +263,9 @@ def refuse_existing(path: str, hint: str) -> None:
     from fspf.core.errors import VolumeExistsError
 
     if os.path.lexists(path):
-        message = f"{path!r} exists: {hint}"
+        message = f"{quoted(path)} exists: {hint}"
         raise VolumeExistsError(message)
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
-        message = f"{path!r}: the directory {parent!r} does not exist"
+        message = f"{quoted(path)}: the directory {quoted(parent)} does not exist"
         raise UsageError(message)

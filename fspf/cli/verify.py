@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fspf.cli.boundary import EXIT_INTEGRITY
-from fspf.cli.console import human_size
+from fspf.cli.console import human_size, quoted
 from fspf.cli.options import add_threads, connected, existing_volume, moved, nonempty
 from fspf.cli.scrub import finding_document, finding_line
 from fspf.core.errors import FreshnessError, IntegrityError, LeaseError, UsageError
@@ -58,7 +58,7 @@ def run(args: Namespace, console: Console) -> int:
         message = "--accept-stale is for --salvage only: an older state never verifies"
         raise UsageError(message)
     if args.salvage and _inside(args.salvage, args.volume):
-        message = f"{args.salvage!r} lies inside the volume: choose another destination"
+        message = f"{quoted(args.salvage)} lies inside the volume: choose another destination"
         raise UsageError(message)
     totals = Totals()
     with connected(args) as cas, console.listing({"volume": os.path.abspath(args.volume)}, "findings") as listing:
