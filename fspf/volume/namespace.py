@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -20,6 +20,7 @@ from fspf_native import ChunkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import TracebackType
 
     from fspf_native import Tree
 
@@ -89,6 +90,21 @@ _INSERT_INODE: Final = "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 
 _MAX_CACHED_ROWS: Final = 8192  # about 5 MB
 
 
+class _Translation(AbstractContextManager[None]):
+    """What `Namespace.translated` returns; an object, since a generator would cost as much as the statement inside."""
+
+    __slots__ = ("_namespace",)
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(value, apsw.Error):
+            raise self._namespace.translate(value) from value
+
+
 class Namespace:
     """The namespace database and its counters.
 
@@ -102,6 +118,7 @@ class Namespace:
 
     def __init__(self, tree: Tree, *, chunk_size: int, read_only: bool, cache_bytes: int) -> None:
         self._tree = tree
+        self._translation = _Translation(self)
         self.dirty = False
         self.operations = 0
         self.broken: str | None = None
@@ -168,15 +185,12 @@ class Namespace:
 
     # -- transactions and errors
 
-    @contextmanager
-    def translated(self) -> Iterator[None]:
+    def translated(self) -> AbstractContextManager[None]:
         """Turn apsw's errors into ours, with the damaged bytes as the cause."""
-        try:
-            yield
-        except apsw.Error as exc:
-            raise self._translate(exc) from exc
+        return self._translation
 
-    def _translate(self, exc: apsw.Error) -> Exception:
+    def translate(self, exc: apsw.Error) -> Exception:
+        """Return the error of ours that *exc* stands for."""
         failure = self._database.file.failure
         self._database.file.failure = None
         if self.dirty and not self.connection.in_transaction:
@@ -216,7 +230,7 @@ class Namespace:
                 raise
             execute("RELEASE op")
         except apsw.Error as exc:
-            raise self._translate(exc) from exc
+            raise self.translate(exc) from exc
 
     def change_inode(self, ino: Ino, **columns: int | bytes | None) -> None:
         """Make a change that is one `update`; a statement is atomic by itself."""
