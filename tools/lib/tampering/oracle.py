@@ -99,6 +99,7 @@ def take_truth(anatomy: Anatomy, cas: Cas) -> Truth:
 
         def cold(ask: Callable[[Volume], Any]) -> tuple[Any, frozenset[int]]:
             volume.namespace.connection.release_memory()
+            getattr(volume.namespace, "_rows", {}).clear()  # what it keeps of earlier answers
             with _pages_read(size) as pages:
                 answer = ask(volume)
             return answer, frozenset(pages)

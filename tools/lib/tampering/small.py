@@ -127,7 +127,7 @@ def _header_outcome(new: bytes, raw: bytes) -> Refused:
         return FORMAT
     if new[24:40] != raw[24:40]:
         return UNKNOWN
-    return INTEGRITY  # the roots do not open with it
+    return Refused("IntegrityError", 20, "header were tampered with")  # the roots do not open with it
 
 
 def _header_file(anatomy: Anatomy, material: Material) -> Iterator[Case]:
