@@ -122,14 +122,12 @@ def test_many_dirty_nodes_are_sealed_on_the_way(make_disk: Callable[..., Disk]) 
 @pytest.mark.parametrize("size", [CHUNK, 3 * CHUNK])
 def test_many_small_files_do_not_fill_the_memory(make_disk: Callable[..., Disk], size: int) -> None:
     store = make_disk(segment_slots=16384).store()
-    trees = []
-    for i in range(20_000):
-        tree = Tree(store)
-        tree.write(i.to_bytes(4, "little") * (size // 4), 0)
-        trees.append(tree)
+    trees = [Tree(store) for _ in range(20_000)]
+    for i in range(len(trees)):
+        trees[i].write(i.to_bytes(4, "little") * (size // 4), 0)
     assert store.stats()["dirty_bytes"] <= (64 << 20) + 16 * CHUNK
     assert all(tree.read(size - 4, 9) == i.to_bytes(4, "little") for i, tree in enumerate(trees))
-    del trees, tree
+    trees.clear()
     assert store.stats()["dirty_bytes"] == 0
     assert used(store) == 0
     store.close()
