@@ -9,28 +9,25 @@ import errno
 import os
 import stat
 import threading
-from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
 from fspf.core.errors import UsageError
 from fspf.core.types import ROOT_INO, Ino, Protection
 from fspf.volume.entries import clamp_time
-from fspf.volume.paths import failure
 from fspf.volume.reader import (
     CHANGED,
-    SMALL,
     Item,
     SourceDirectory,
     TreeReader,
-    open_for_reading,
     read_xattrs,
     same_state,
 )
+from fspf.volume.source import SourceError, check_places, open_source, pieces, pread, regions_of
 from fspf.volume.transfer import HostTree, Progress, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from fspf.volume.inodes import Attr
     from fspf.volume.reader import Batch
@@ -78,50 +75,13 @@ def encrypt_tree(
         FspfError: As `Volume.commit` raises it.
     """
     top = Path(os.fsdecode(source))
-    _check_places(top, volume, update=update)
+    check_places(top, volume, update=update)
     with HostTree(top, SourceDirectory(None, b"")) as tree:
         importer = _Importer(tree, volume, update=update, checksum=checksum, progress=progress)
-        importer.regions = _regions(top, authenticated)
+        importer.regions = regions_of(top, authenticated)
         importer.commit_bytes, importer.commit_entries = commit_bytes, commit_entries
         importer.run(max(1, threads or DEFAULT_THREADS))
     return importer.summary
-
-
-def _check_places(top: Path, volume: Volume, *, update: bool) -> None:
-    if not top.is_dir():
-        raise UsageError(f"{os.fspath(top)!r} is no directory")
-    inside, outside = volume.path.resolve(), top.resolve()
-    if inside == outside or outside in inside.parents or inside in outside.parents:
-        raise UsageError(f"{os.fspath(top)!r} and the volume {os.fspath(volume.path)!r} lie inside each other")
-    if not update and volume.readdir(ROOT_INO, 0, 1):
-        raise UsageError(f"the volume {os.fspath(volume.path)!r} is not empty; --update makes it equal to the source")
-
-
-def _regions(top: Path, authenticated: Sequence[str | PurePath]) -> set[bytes]:
-    regions = set()
-    for given in authenticated:
-        path = PurePath(given)
-        if path.is_absolute():
-            try:
-                path = path.relative_to(top.absolute())
-            except ValueError:
-                raise UsageError(f"{os.fspath(given)!r} is not below {os.fspath(top)!r}") from None
-        if ".." in path.parts or not os.path.lexists(top / path):
-            raise UsageError(f"there is no {os.fspath(given)!r} below {os.fspath(top)!r}")
-        regions.add(b"" if path == PurePath() else os.fsencode(path))
-    return regions
-
-
-class _SourceError(Exception):
-    """The host could not read a file of the source; the volume's storage is well."""
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise _SourceError(exc.strerror or str(exc)) from exc
 
 
 class _Importer:
@@ -210,7 +170,7 @@ class _Importer:
         for item in batch.items:
             try:
                 self._take_item(directory, item)
-            except (OSError, _SourceError) as exc:
+            except (OSError, SourceError) as exc:
                 if isinstance(exc, OSError) and exc.errno in _FATAL:
                     raise
                 self.summary.error(_join(directory.path, item.name), exc)
@@ -388,7 +348,7 @@ class _Importer:
 
     def _stream_new(self, directory: SourceDirectory, item: Item, path: bytes) -> Ino | None:
         """Create a file whose content is read here: large, sparse, of several names, or any in an update."""
-        source, status = self._open_source(directory, item.name)
+        source, status = open_source(self._tree, directory, item.name)
         try:
             warnings: list[str] = []
             xattrs = read_xattrs(source, warnings)
@@ -398,7 +358,7 @@ class _Importer:
             ino = self._insert(directory, item.name, status, xattrs, None, protection)
             try:
                 self._stream(source, ino, status, path)
-            except _SourceError:
+            except SourceError:
                 self._volume.unlink(Ino(directory.ino), item.name)  # half a file is none
                 raise
             return ino
@@ -414,9 +374,10 @@ class _Importer:
                 copied = 0
                 file.truncate(0)
                 try:
-                    for offset, data in self._pieces(source, path):
+                    for offset, data in pieces(source):
                         copied += file.write(offset, data)
-                except _SourceError:
+                        self._report(path)
+                except SourceError:
                     file.truncate(0)  # also for other names of it
                     raise
                 after = os.fstat(source)
@@ -429,40 +390,6 @@ class _Importer:
         if error is not None or self._differs(ino, status):
             self._set_attributes(ino, status)
         self._count_file(path, status.st_size, copied, error)
-
-    def _pieces(self, source: int, path: bytes) -> Iterator[tuple[int, memoryview]]:
-        """Yield (offset, data) of what is no hole. The memory is used again for the next piece."""
-        buffer = memoryview(bytearray(SMALL))
-        offset = 0
-        while True:
-            with _reading():
-                try:
-                    start = os.lseek(source, offset, os.SEEK_DATA)
-                    end = os.lseek(source, start, os.SEEK_HOLE)
-                except OSError as exc:
-                    if exc.errno == errno.ENXIO:
-                        return
-                    if exc.errno != errno.EINVAL:
-                        raise
-                    start, end = offset, -1  # no such thing there: all is data
-            offset = start
-            while end < 0 or offset < end:
-                with _reading():
-                    count = os.preadv(source, [buffer if end < 0 else buffer[: end - offset]], offset)
-                if not count:
-                    return
-                yield offset, buffer[:count]
-                offset += count
-                self._report(path)
-
-    def _open_source(self, directory: SourceDirectory, name: bytes) -> tuple[int, os.stat_result]:
-        with _reading(), self._tree.opened(directory) as directory_fd:
-            source = open_for_reading(name, directory_fd)
-            try:
-                return source, _regular(source)
-            except BaseException:
-                os.close(source)
-                raise
 
     # -- update
 
@@ -492,13 +419,13 @@ class _Importer:
         ino = existing.ino
         changed = False
         if stat.S_ISREG(status.st_mode):
-            source, status = self._open_source(directory, item.name)
+            source, status = open_source(self._tree, directory, item.name)
             try:
                 if self._content_differs(source, status, existing):
                     self._set_attributes(ino, status)
                     try:
                         self._stream(source, ino, status, path)
-                    except _SourceError:
+                    except SourceError:
                         self._volume.unlink(Ino(directory.ino), item.name)
                         raise
                     changed = True
@@ -570,7 +497,7 @@ class _Importer:
     def _bytes_differ(self, source: int, existing: Attr) -> bool:
         offset = 0
         with self._volume.open_file(existing.ino) as file:
-            while data := _pread(source, offset):
+            while data := pread(source, offset):
                 if file.read(offset, len(data)) != data:
                     return True
                 offset += len(data)
@@ -590,15 +517,3 @@ class _Importer:
 
 def _join(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory else name
-
-
-def _pread(source: int, offset: int) -> bytes:
-    with _reading():
-        return os.pread(source, SMALL, offset)
-
-
-def _regular(fd: int) -> os.stat_result:
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise failure(errno.ESTALE)
-    return status
