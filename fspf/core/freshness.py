@@ -101,13 +101,17 @@ def choose_root(
 
     Raises:
         IntegrityError: There is no record at all.
-        FreshnessError: Every record is older than *anchor*, or forks from it.
+        FreshnessError: Every record is older than *anchor*, or forks from it, or one shows that the CAS is older.
     """
     by_age = sorted(claimed, key=attrgetter("generation"), reverse=True)
     if not by_age:
         message = f"no root record can be read, generation {anchor.generation} is anchored: restore root.a and root.b from the newest copy"
         raise IntegrityError(message)
     unprotected = freshness is not None and freshness.mode is FreshnessMode.NONE
+    from_the_future = [record for record in by_age if record.epoch > last_epoch]
+    if from_the_future and not unprotected:
+        # Only a lease makes an epoch, so this CAS has forgotten one: what it anchors may be old, whatever is beside it.
+        raise _refusal(from_the_future[0], anchor, last_epoch)
     for record in by_age:
         if record.generation == anchor.generation and record.tag == anchor.root_tag:
             return record
@@ -123,17 +127,17 @@ def choose_root(
 def _refusal(newest: RootRecord, anchor: Anchor, last_epoch: int) -> FreshnessError:
     """Say in which way *newest* is not the anchored state."""
     expected, found = anchor.generation, newest.generation
-    if found < expected:
+    if newest.epoch > last_epoch:
+        text = (
+            f"generation {found} was written in epoch {newest.epoch}, the CAS has granted none above {last_epoch} "
+            f"and anchors generation {expected}: the CAS itself is older than the volume, or is not the one that was used"
+        )
+    elif found < expected:
         text = f"older state: generation {expected} is anchored, the newest found is {found}: use the newest copy of the volume"
     elif found == expected:
         text = (
             f"fork: generation {expected} is anchored with root tag {anchor.root_tag.hex()}, "
             f"generation {found} was found with {newest.tag.hex()}: a copy was written to elsewhere"
-        )
-    elif newest.epoch > last_epoch:
-        text = (
-            f"generation {found} was written in epoch {newest.epoch}, the CAS has granted none above {last_epoch} "
-            f"and anchors generation {expected}: the CAS itself is older than the volume, or is not the one that was used"
         )
     else:
         text = (

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,18 @@ class TestDamage:
         with raw(cas_path) as connection:
             connection.execute("UPDATE volume SET fixed = ?", (old,))
         with pytest.raises(CasError, match="altered or is damaged: restore the CAS file from a backup"):
+            cas.fetch(A)
+
+    def test_old_key_of_the_same_version_is_refused(self, open_embedded: OpenEmbedded, cas_path: str) -> None:
+        """After an import with `replace` two keys can have the same version."""
+        cas = open_embedded()
+        record, _ = begin(cas)
+        with raw(cas_path) as connection:
+            ((old,),) = connection.execute("SELECT fixed FROM volume").fetchall()
+        cas.import_records([replace(record, key=type(record.key).generate())], override=True)
+        with raw(cas_path) as connection:
+            connection.execute("UPDATE volume SET fixed = ?", (old,))
+        with pytest.raises(CasError, match="altered or is damaged"):
             cas.fetch(A)
 
     def test_lost_entry(self, made: CasRecord, cas_path: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fspf.cas import rules
 from fspf.cas.rules import LEASE_TTL_NS, State
 from fspf.core.anchor import Anchor, Holder, Lease
-from fspf.core.errors import CasError, FspfError, LeaseHeldError
+from fspf.core.errors import CasError, FspfError, LeaseHeldError, LeaseLostError
 from fspf.core.freshness import Freshness
 from fspf.core.types import MAX_EPOCH
 from tests.unit.cas.conftest import NOW, anchor, holder
@@ -66,6 +66,12 @@ def test_release_of_another_lease_is_the_same_object() -> None:
     for other in (replace(LEASE, epoch=2), replace(LEASE, holder=holder("x"))):
         assert rules.release(held, other) is held
     assert rules.release(held, replace(LEASE, expires_ns=0)).lease is None
+
+
+@pytest.mark.parametrize("other", [replace(LEASE, epoch=2), replace(LEASE, holder=holder("x"))])
+def test_lease_is_epoch_and_holder(other: Lease) -> None:
+    with pytest.raises(LeaseLostError):
+        rules.renew(replace(STATE, lease=LEASE), other, now_ns=NOW)
 
 
 @pytest.mark.parametrize("epoch", [-1, MAX_EPOCH + 1])

@@ -341,6 +341,22 @@ def test_killed_at_any_step_of_a_change(
         pytest.fail("the change never ended")
 
 
+def test_leftover_of_a_killed_change_is_not_mistaken_for_the_key(
+    quick: None, record: CasRecord, open_embedded: OpenEmbedded, cas_path: str
+) -> None:
+    """Killed before the store changed; and the next attempt does not get further."""
+    write_key_file(cas_path + ".key.new")
+    with contextlib.closing(apsw.Connection(cas_path)) as other:
+        cas = open_embedded()
+        other.execute("CREATE TRIGGER full BEFORE UPDATE ON meta BEGIN SELECT raise(ABORT, 'no'); END")
+        with pytest.raises(CasError):
+            change_passphrase(cas, b"new")
+        other.execute("DROP TRIGGER full")
+    assert open_embedded().fetch(A) == record
+    change_passphrase(cas, b"new")
+    assert open_embedded(passphrase=lambda: b"new").fetch(A) == record
+
+
 def ways(open_embedded: OpenEmbedded, *passphrases: bytes | None) -> EmbeddedCas:
     """Open the CAS in one of the ways that should work now."""
     refusal: FspfError | None = None
