@@ -23,9 +23,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from fspf.cas import EmbeddedCas
 from tests.fault.memcas import MemoryCas
 from tests.fault.state import Expected, check_state
-from tests.fault.workload import VOLUME, Result
+from tests.fault.workload import CAS, VOLUME, Result
 from tests.support import crash, iotrace
 
 SCRATCH: Final = Path("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
@@ -90,11 +91,13 @@ def run_recorded(arguments: list[str], root: Path, scratch: Path) -> Recording:
     return Recording(trace, pickle.loads(result.read_bytes()))
 
 
-def record_workload(name: str, seed: int, scratch: Path, *, freshness: str = "strict", broken: str = "") -> Recording:
+def record_workload(
+    name: str, seed: int, scratch: Path, *, freshness: str = "strict", broken: str = "", cas: str = "memory"
+) -> Recording:
     """Record one of `tests.fault.workload`."""
     root = scratch / "root"
     root.mkdir()
-    options = [f"freshness={freshness}", f"broken={broken}"]
+    options = [f"freshness={freshness}", f"broken={broken}", f"cas={cas}"]
     return run_recorded(["tests.fault.workload", name, str(seed), str(root), "RESULT", *options], root, scratch)
 
 
@@ -148,7 +151,13 @@ class Checker:
         """Return the generation found. Raises `ViolationError`."""
         path = self.place(state)
         expected = Expected(self._result.trees, state.acknowledged, max(self._result.trees, default=0))
-        return check_state(path, MemoryCas(self._result.cas[state.cas]), expected, thorough=thorough)
+        if self._result.cas:
+            return check_state(path, MemoryCas(self._result.cas[state.cas]), expected, thorough=thorough)
+        embedded = EmbeddedCas(str(path.parent / CAS / "cas.sqlite"))
+        try:
+            return check_state(path, embedded, expected, thorough=thorough)
+        finally:
+            embedded.close()
 
 
 def keep(state: State, result: Result, where: Path) -> Path:

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from fspf.core.anchor import Cas
 from fspf.core.errors import FspfError, IntegrityError, NotAVolumeError
 from fspf.core.types import ROOT_INO
 from fspf.volume.check import verify_volume
@@ -46,7 +47,7 @@ def _require(condition: object, message: str) -> None:
         raise ViolationError(message)
 
 
-def check_state(path: Path, cas: MemoryCas, expected: Expected, *, thorough: bool = True) -> int:
+def check_state(path: Path, cas: Cas, expected: Expected, *, thorough: bool = True) -> int:
     """Open the volume after a crash and use it; returns the generation found, 0 if there was none yet.
 
     Args:
@@ -131,7 +132,7 @@ def _check_tree(volume: Volume, before: Seens, when: str) -> None:
     _require(not problems, f"{when}: {'; '.join(problems)}")
 
 
-def _check_closed(path: Path, cas: MemoryCas, before: Seens) -> None:
+def _check_closed(path: Path, cas: Cas, before: Seens) -> None:
     with Volume.open(path, cas, read_only=True) as volume:
         _require(not volume.problems, f"after a clean close: {volume.problems}")
         findings = [f"{f.path!r} {f.offset}+{f.length} {f.kind} {f.detail}" for f in verify_volume(volume, threads=1)]

@@ -27,8 +27,10 @@ CI_LEVEL = [  # workload, seed, freshness, share of the states (None: all), fewe
 ]
 
 
-def _explore(scratch: Path, name: str, seed: int, freshness: str, options: list[str], *, broken: str = "") -> Report:
-    recording = record_workload(name, seed, scratch, freshness=freshness, broken=broken)
+def _explore(
+    scratch: Path, name: str, seed: int, freshness: str, options: list[str], *, broken: str = "", cas: str = "memory"
+) -> Report:
+    recording = record_workload(name, seed, scratch, freshness=freshness, broken=broken, cas=cas)
     report = explore_in_processes(recording, scratch, options)
     print(f"{name} (seed {seed}, {freshness}): {report.states} states at {report.cuts} cuts in {report.seconds:.1f} s")
     return report
@@ -59,11 +61,22 @@ def test_every_crash_leaves_a_committed_state(
 @pytest.mark.parametrize("name", ["scripted", "churn", "rekeys"])
 def test_a_crash_during_recovery_leaves_a_committed_state(scratch: Path, name: str) -> None:
     """Killed processes leave unsynced writes that a power cut during the next process's recovery may yet lose."""
-    count = 60 if NIGHTLY else 8
+    count = 60 if NIGHTLY else 10
     options = ["--only-recoveries", "--recoveries", str(count), "--recovery-states", "60", "--keep", str(KEPT)]
+    options += ["--random", "3" if NIGHTLY else "1"]
     report = _explore(scratch, name, 5, "strict", options)
     _fail_on(report)
     assert report.states >= 10 * count
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["scripted", "rekeys"])
+def test_the_embedded_cas_crashes_along(scratch: Path, name: str) -> None:
+    """Volume and CAS on one machine: the CAS's file loses what it had not synced, too."""
+    options = ["--keep", str(KEPT)] if NIGHTLY else ["--keep", str(KEPT), "--sample", "600"]
+    report = _explore(scratch, name, 1, "strict", options, cas="embedded")
+    _fail_on(report)
+    assert report.states >= 500
 
 
 @pytest.mark.parametrize("broken", SABOTAGES)

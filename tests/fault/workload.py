@@ -16,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from fspf.cas import EmbeddedCas
 from fspf.core.freshness import Freshness
 from fspf.volume.rekey import rekey
 from fspf.volume.volume import Volume
@@ -29,8 +30,12 @@ from tests.support.iotrace import mark
 
 SEGMENT_SLOTS: Final = 64  # the smallest there is
 VOLUME: Final = "volume"  # its name in the traced directory
+CAS: Final = "cas"  # directory of an embedded one
 SEGMENT_BYTES: Final = SEGMENT_SLOTS * CHUNK
 QUOTA_BYTES: Final = 8 * SEGMENT_BYTES
+
+if TYPE_CHECKING:
+    from fspf.core.anchor import Cas
 
 Mark = Callable[[str], None]
 
@@ -40,7 +45,8 @@ class Result:
     """What the explorer must know.
 
     Marks in the trace: ``cas-begin N`` (a step is under way that would lead to `cas[N]`), ``cas N`` (it is done),
-    ``ack G`` (an operation returned that promised generation G).
+    ``ack G`` (an operation returned that promised generation G). With an embedded CAS there are only the last: its
+    file is in the trace.
     """
 
     trees: dict[int, Seens] = field(default_factory=dict)
@@ -50,7 +56,7 @@ class Result:
 class Session:
     """One life of a volume, under way."""
 
-    def __init__(self, directory: Path, mark: Mark, *, freshness: str, seed: int) -> None:
+    def __init__(self, directory: Path, mark: Mark, *, freshness: str, seed: int, cas: str = "memory") -> None:
         self.path = directory / VOLUME
         self.mark = mark
         self.freshness = Freshness.parse(freshness)
@@ -58,10 +64,14 @@ class Session:
         self.quota_bytes = QUOTA_BYTES
         self.result = Result()
         self.clock = Clock()
-        self.cas = MemoryCas()
-        self.result.cas.append(self.cas.snapshot())
-        self.cas.before = self._before
-        self.cas.after = self._after
+        self.cas: Cas
+        if cas == "memory":
+            self.cas = memory = MemoryCas()
+            self.result.cas.append(memory.snapshot())
+            memory.before, memory.after = self._before, self._after
+        else:  # in the same trace: what it had not synced is lost as well
+            (directory / CAS).mkdir()
+            self.cas = EmbeddedCas(str(directory / CAS / "cas.sqlite"), vfs="unix-excl")  # nothing mapped: traceable
         self.pair: Pair | None = None
         self.others: Callable[[], None] | None = None  # what others do while a commit waits for disk or CAS
 
@@ -88,6 +98,7 @@ class Session:
         return sabotage.Instead(store, sync=sync)
 
     def _after(self, what: str) -> None:
+        assert isinstance(self.cas, MemoryCas)
         self.result.cas.append(self.cas.snapshot())
         self.mark(f"cas {len(self.result.cas) - 1} {what}")
 
@@ -321,9 +332,18 @@ WORKLOADS: Final[dict[str, Callable[[Session], None]]] = {
 }
 
 
-def run(name: str, seed: int, directory: Path, mark: Mark, *, freshness: str = "strict", broken: str = "") -> Result:
+def run(
+    name: str,
+    seed: int,
+    directory: Path,
+    mark: Mark,
+    *,
+    freshness: str = "strict",
+    broken: str = "",
+    cas: str = "memory",
+) -> Result:
     """Run a workload; the volume is left as it is, as if the process was killed."""
-    session = Session(directory, mark, freshness=freshness, seed=seed)
+    session = Session(directory, mark, freshness=freshness, seed=seed, cas=cas)
     with engine_clock(session.clock), sabotage.by_name(broken), sabotage.commits_with(session.busy_store):
         WORKLOADS[name](session)
     return session.result
