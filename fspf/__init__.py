@@ -16,12 +16,13 @@ from fspf.core.errors import (
     LeaseError,
     WrongKeyError,
 )
-from fspf.volume import Volume
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     from fspf.core.anchor import Cas
+    from fspf.volume.volume import Volume
 
 from fspf._version import __version__
 
@@ -40,12 +41,30 @@ __all__ = [
 ]
 
 
-def _cas(cas: str | Cas | None) -> Cas:
-    if cas is not None and not isinstance(cas, str):
-        return cas
-    from fspf.cas import open_cas  # only who names no CAS of his own needs it
+def __getattr__(name: str) -> object:
+    """Load the engine when it is first asked for: `fspf --version` and `fspf.core` do without."""
+    if name == "Volume":
+        from fspf.volume.volume import Volume
 
-    return open_cas(cas)
+        return Volume
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)
+
+
+def _with_cas(cas: str | Cas | None, action: Callable[[Cas], Volume]) -> Volume:
+    """Do *action* with the caller's CAS, or with one that is opened here and closed with the volume."""
+    if cas is not None and not isinstance(cas, str):
+        return action(cas)
+    from fspf.cas import open_cas
+
+    opened = open_cas(cas)
+    try:
+        volume = action(opened)
+    except BaseException:
+        opened.close()
+        raise
+    volume.own_cas()
+    return volume
 
 
 def create(path: str | bytes | os.PathLike[str], cas: str | Cas | None = None, **options: Any) -> Volume:
@@ -56,15 +75,13 @@ def create(path: str | bytes | os.PathLike[str], cas: str | Cas | None = None, *
         cas: URL or object; None means ``$FSPF_CAS``, or the embedded CAS in the user's data directory.
         options: As `Volume.create` takes them.
     """
-    return Volume.create(path, _cas(cas), **options)
+    from fspf.volume.volume import Volume
+
+    return _with_cas(cas, lambda opened: Volume.create(path, opened, **options))
 
 
 def open(  # noqa: A001  # the name a Python user expects
-    path: str | bytes | os.PathLike[str],
-    cas: str | Cas | None = None,
-    *,
-    read_only: bool = False,
-    **options: Any,
+    path: str | bytes | os.PathLike[str], cas: str | Cas | None = None, *, read_only: bool = False, **options: Any
 ) -> Volume:
     """Open the newest state of the volume at *path*.
 
@@ -77,4 +94,6 @@ def open(  # noqa: A001  # the name a Python user expects
     Raises:
         FspfError: Nothing was changed; the class says whether bytes, freshness, lease, CAS or key are wrong.
     """
-    return Volume.open(path, _cas(cas), read_only=read_only, **options)
+    from fspf.volume.volume import Volume
+
+    return _with_cas(cas, lambda opened: Volume.open(path, opened, read_only=read_only, **options))

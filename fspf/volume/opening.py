@@ -17,7 +17,9 @@ from fspf.core.errors import (
     CasUnreachableError,
     FormatError,
     FreshnessError,
+    FspfError,
     IntegrityError,
+    LeaseHeldError,
     UnsupportedFormatError,
     WrongKeyError,
 )
@@ -79,6 +81,27 @@ def find_state(layout: Layout, cas: Cas, *, accept_stale: bool = False) -> Openi
                 record.key_version,
             ):
                 raise
+
+
+def lock_for_writing(layout: Layout, cas: Cas) -> None:
+    """Take the lock on this machine; who has it is named as the CAS knows him.
+
+    Raises:
+        LeaseHeldError: Another process, or another `Volume` of this one, has the volume open for writing.
+        FspfError: As `Layout.read_header`: a wrong path is told before a lock is made.
+    """
+    header, _ = layout.read_header()
+    try:
+        layout.lock()
+    except LeaseHeldError:
+        try:
+            lease = cas.fetch(header.volume_id).lease
+        except FspfError:
+            lease = None
+        if lease is None:
+            raise
+        message = f"{layout.path} is open for writing by {lease.holder}: close or unmount it there"
+        raise LeaseHeldError(lease.holder, message) from None
 
 
 def acquire_state(

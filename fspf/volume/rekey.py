@@ -14,7 +14,7 @@ from fspf.core.anchor import Anchor
 from fspf.core.errors import CasUnreachableError, FspfError
 from fspf.core.format import NONCE_LEN, KeyringRecord
 from fspf.volume.layout import Layout
-from fspf.volume.opening import acquire_state
+from fspf.volume.opening import acquire_state, lock_for_writing
 from fspf_native import SecretKey
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def rekey(path: str | bytes | os.PathLike[str], cas: Cas, *, label: str = "rekey
     """
     layout = Layout(path)
     try:
-        layout.read_header()
-        layout.lock()
+        lock_for_writing(layout, cas)
         opening, lease = acquire_state(layout, cas, label)
         try:
             return _rekey(layout, cas, lease, opening)

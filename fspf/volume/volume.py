@@ -25,7 +25,7 @@ from fspf.volume.holder import this_process
 from fspf.volume.inodes import NAME_MAX, StatFs, error
 from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
-from fspf.volume.opening import Opening, acquire_state, find_state
+from fspf.volume.opening import Opening, acquire_state, find_state, lock_for_writing
 from fspf.volume.rebuild import Rebuild
 from fspf_native import ChunkError, SecretKey, Store, Tree
 
@@ -89,6 +89,7 @@ class Volume(Files):
         self._closed = False
         self._force_commit = False
         self._map_is_saved = False  # the newest root record names a space map
+        self._owned: Cas | None = None
         self._errors: deque[str] = deque(maxlen=20)
         self.store = Store(
             str(layout.segments),
@@ -224,8 +225,7 @@ class Volume(Files):
             if read_only:
                 opening = find_state(layout, cas, accept_stale=accept_stale)
             else:
-                layout.read_header()  # a wrong path is told before a lock is made
-                layout.lock()
+                lock_for_writing(layout, cas)
                 opening, lease = acquire_state(layout, cas, label, _check_namespace(layout))
             volume = cls(
                 layout,
@@ -342,6 +342,10 @@ class Volume(Files):
     def cas(self) -> Cas:
         """The CAS it was opened with."""
         return self._cas
+
+    def own_cas(self) -> None:
+        """Close the CAS with the volume: nobody else uses it."""
+        self._owned = self._cas
 
     # -- committing
 
@@ -529,6 +533,8 @@ class Volume(Files):
                 self.namespace.close()
             self.store.close()
             self._layout.close()
+        if self._owned is not None:
+            self._owned.close()
 
     @property
     def closed(self) -> bool:

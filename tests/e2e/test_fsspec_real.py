@@ -12,7 +12,7 @@ import pytest
 from fspf.cas import open_cas
 from fspf.core.errors import IntegrityError
 from fspf.fsspec import FspfFileSystem
-from fspf.volume import Volume
+from fspf.volume.volume import Volume
 
 # Half of them ship types that fit half of what they can do.
 dask: Any = import_module("dask")

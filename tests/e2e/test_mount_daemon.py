@@ -422,3 +422,19 @@ def test_a_guarded_mountpoint_takes_no_plain_text(site: Site) -> None:
         site.umount()
     finally:
         subprocess.run(["chattr", "-i", str(site.mountpoint)], check=True)
+
+
+def test_an_aborted_connection_ends_with_a_commit_and_never_with_an_empty_directory(site: Site, mnt: Path) -> None:
+    (mnt / "f").write_text("x")
+    subprocess.run(["sync", "-f", str(mnt)], check=True)
+    pid = site.pid
+    control = Path(f"/sys/fs/fuse/connections/{os.minor(mnt.stat().st_dev)}/abort")
+    if not control.exists():
+        subprocess.run(["mount", "-t", "fusectl", "none", "/sys/fs/fuse/connections"], check=True)
+    control.write_text("1")
+    site.wait_gone(pid)
+    with refused(errno.ENOTCONN):
+        os.listdir(mnt)
+    site.detach_dead()
+    site.mount()
+    assert (mnt / "f").read_text() == "x"

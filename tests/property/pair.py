@@ -255,7 +255,7 @@ def random_step(pair: Pair, random: Random) -> None:
     """Do one operation that changes something, mostly with success."""
     number = random.randrange(1 << 30)
     new = (pair.directory(random.randrange(1 << 30)), random.choice(NAMES))
-    match random.choices(range(15), (8, 3, 1, 3, 5, 2, 8, 4, 16, 4, 4, 3, 2, 6, 2))[0]:
+    match random.choices(range(16), (8, 3, 1, 3, 5, 2, 8, 4, 16, 4, 4, 3, 2, 6, 2, 1))[0]:
         case 0:
             pair.mknod(*new, 0o100644, uid=random.randrange(3))
         case 1:
@@ -289,6 +289,8 @@ def random_step(pair: Pair, random: Random) -> None:
             pair.close(random.choice(pair.handles))
         case 14:
             pair.setxattr(pair.inode(number), b"user." + random.choice(NAMES)[:20], random.randbytes(50))
+        case 15:
+            pair.set_protection(pair.inode(number), random.randrange(2))
         case _:
             pair.mknod(*new, 0o100600)
 

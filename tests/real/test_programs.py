@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from fspf.volume.entries import clamp_time
 from tests.support import compare, torture
 from tests.support.mounted import REPO, Site
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.timeout(900)
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Run a program that must succeed; what it wrote."""
-    if shutil.which(command[0]) is None:
+    if "/" not in str(command[0]) and shutil.which(command[0]) is None:
         pytest.skip(f"no-program: {command[0]}")
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=600
@@ -208,9 +209,11 @@ def test_making_a_torture_tree_on_the_mount(site: Site, mnt: Path) -> None:
     site.mount()
     after = compare.read_tree(mnt / "tree")
     assert before.keys() == after.keys()
-    assert [(e.kind, e.mode, e.owner, e.mtime_ns, e.size, e.links, e.content) for e in before.values()] == [
-        (e.kind, e.mode, e.owner, e.mtime_ns, e.size, e.links, e.content) for e in after.values()
-    ]
+    for path, entry in before.items():  # the kernel shows times after 2262 as they were set until it forgets them
+        mtime_ns = clamp_time(entry.mtime_ns)
+        again = after[path]
+        assert (again.kind, again.mode, again.owner, again.mtime_ns) == (entry.kind, entry.mode, entry.owner, mtime_ns)
+        assert (again.size, again.links, again.content) == (entry.size, entry.links, entry.content), path
 
 
 # -- building and installing

@@ -15,7 +15,7 @@ from typing import Final
 
 from fspf.core.anchor import Anchor, Lease
 from fspf.core.errors import CasUnreachableError, FspfError
-from fspf.core.types import Protection
+from fspf.core.types import ROOT_INO, Ino, Protection
 from fspf.volume.volume import Volume
 from tools.lib.tampering.anatomy import Anatomy, dissect
 from tools.lib.tampering.cases import Material, Snapshot, Versions
@@ -95,7 +95,7 @@ class _Writer:
         self.volume.commit()
         self.keep()
 
-    def bytes(self, length: int) -> bytes:
+    def noise(self, length: int) -> bytes:
         return self.random.randbytes(length)
 
     def reopen(self) -> None:
@@ -104,16 +104,16 @@ class _Writer:
         self.volume = Volume.open(self.path, self.cas, commit_interval=None)
         self.keep()
 
-    def file(self, path: bytes, content: bytes) -> int:
+    def file(self, path: bytes, content: bytes) -> Ino:
         """Write a file, which may be there already."""
         *directories, name = path.strip(b"/").split(b"/")
-        parent = 1
+        parent = ROOT_INO
         for each in directories:
-            parent = self.volume.lookup(parent, each).ino  # type: ignore[arg-type]
+            parent = self.volume.lookup(parent, each).ino
         try:
-            ino = self.volume.lookup(parent, name).ino  # type: ignore[arg-type]
+            ino = self.volume.lookup(parent, name).ino
         except FileNotFoundError:
-            ino = self.volume.mknod(parent, name, MODE, **OWNER).ino  # type: ignore[arg-type]
+            ino = self.volume.mknod(parent, name, MODE, **OWNER).ino
         with self.volume.open_file(ino, write=True) as file:
             file.truncate(0)
             file.write(0, content)
@@ -122,15 +122,15 @@ class _Writer:
 
     def patch(self, path: bytes, offset: int, data: bytes) -> None:
         attr = self._find(path)
-        with self.volume.open_file(attr, write=True) as file:  # type: ignore[arg-type]
+        with self.volume.open_file(attr, write=True) as file:
             file.write(offset, data)
         old = self.known[path]
         self.known[path] = old[:offset] + data + old[offset + len(data) :]
 
-    def _find(self, path: bytes) -> int:
-        ino = 1
+    def _find(self, path: bytes) -> Ino:
+        ino = ROOT_INO
         for each in path.strip(b"/").split(b"/"):
-            ino = self.volume.lookup(ino, each).ino  # type: ignore[arg-type]
+            ino = self.volume.lookup(ino, each).ino
         return ino
 
     def fill(self) -> None:
@@ -139,65 +139,65 @@ class _Writer:
         # 1: small things
         self.file(b"/empty", b"")
         self.file(b"/small", b"a few bytes")
-        self.file(b"/exact", self.bytes(CHUNK))
-        self.file(b"/odd", self.bytes(2 * CHUNK + 1809))
-        directory = volume.mkdir(1, b"directory", 0o750, **OWNER).ino  # type: ignore[arg-type]
+        self.file(b"/exact", self.noise(CHUNK))
+        self.file(b"/odd", self.noise(2 * CHUNK + 1809))
+        directory = volume.mkdir(ROOT_INO, b"directory", 0o750, **OWNER).ino
         inner = volume.mkdir(directory, b"inner", 0o700, **OWNER).ino
-        self.file(b"/directory/inner/deep", self.bytes(300))
-        volume.symlink(1, b"link", b"directory/inner/deep", **OWNER)  # type: ignore[arg-type]
+        self.file(b"/directory/inner/deep", self.noise(300))
+        volume.symlink(ROOT_INO, b"link", b"directory/inner/deep", **OWNER)
         volume.symlink(inner, b"long link", b"x/" * 1000, **OWNER)
-        volume.link(self._find(b"/small"), directory, b"hard link")  # type: ignore[arg-type]
+        volume.link(self._find(b"/small"), directory, b"hard link")
         volume.mknod(directory, b"fifo", stat.S_IFIFO | 0o600, **OWNER)
         volume.mknod(directory, b"device", stat.S_IFCHR | 0o600, rdev=os.makedev(1, 3), **OWNER)
-        volume.mknod(1, b"\xff not utf-8 " + b"n" * 200, MODE, **OWNER)  # type: ignore[arg-type]
-        protected = volume.mkdir(1, b"authenticated", 0o755, **OWNER).ino  # type: ignore[arg-type]
+        volume.mknod(ROOT_INO, b"\xff not utf-8 " + b"n" * 200, MODE, **OWNER)
+        protected = volume.mkdir(ROOT_INO, b"authenticated", 0o755, **OWNER).ino
         volume.set_protection(protected, Protection.AUTHENTICATED)
         self.file(b"/authenticated/text", b"everybody may read this, nobody may change it\n" * 20)
         self.commit()
         # 2: several levels
-        self.file(b"/big", self.bytes(133 * CHUNK + 100))
-        self.file(b"/authenticated/big", self.bytes(130 * CHUNK + 7))
-        self.file(b"/victim", self.bytes(20 * CHUNK))
+        self.file(b"/big", self.noise(133 * CHUNK + 100))
+        self.file(b"/authenticated/big", self.noise(130 * CHUNK + 7))
+        self.file(b"/victim", self.noise(20 * CHUNK))
         self.commit()
         # 3: attributes that make the namespace more than one node wide, a sparse file three levels high
         ino = self._find(b"/odd")
         for number in range(9):
-            value = self.bytes(60_000)
-            volume.setxattr(ino, b"user.big%d" % number, value)  # type: ignore[arg-type]
+            value = self.noise(60_000)
+            volume.setxattr(ino, b"user.big%d" % number, value)
         volume.setxattr(directory, b"user.small", b"value")
-        sparse = volume.mknod(1, b"sparse", MODE, **OWNER).ino  # type: ignore[arg-type]
+        sparse = volume.mknod(ROOT_INO, b"sparse", MODE, **OWNER).ino
         with volume.open_file(sparse, write=True) as file:
             for offset in (0, 5 * CHUNK, (1 << 20) + 11, 70 << 20, (1 << 31) - 5):
-                file.write(offset, self.bytes(2 * CHUNK))
+                file.write(offset, self.noise(2 * CHUNK))
             file.truncate((1 << 31) + (1 << 20))
         self.commit()
         # 4: changes, so that slots are freed and used again
         for index in range(0, 133, 4):
-            self.patch(b"/big", index * CHUNK, self.bytes(CHUNK))
-        volume.unlink(1, b"victim")  # type: ignore[arg-type]
+            self.patch(b"/big", index * CHUNK, self.noise(CHUNK))
+        volume.unlink(ROOT_INO, b"victim")
         del self.known[b"/victim"]
         self.commit()
-        self.patch(b"/authenticated/big", 3 * CHUNK, self.bytes(40 * CHUNK))
-        self.patch(b"/exact", 0, self.bytes(CHUNK))
+        self.patch(b"/authenticated/big", 3 * CHUNK, self.noise(40 * CHUNK))
+        self.patch(b"/exact", 0, self.noise(CHUNK))
         self.commit()
         for turn in range(4):  # every kind of block comes to lie where another was
-            self.patch(b"/authenticated/big", (60 + 20 * (turn % 2)) * CHUNK, self.bytes(30 * CHUNK))
-            volume.setxattr(ino, b"user.big%d" % turn, self.bytes(60_000))  # type: ignore[arg-type]
-            self.patch(b"/big", (90 - 20 * (turn % 2)) * CHUNK, self.bytes(15 * CHUNK))
+            self.patch(b"/authenticated/big", (60 + 20 * (turn % 2)) * CHUNK, self.noise(30 * CHUNK))
+            volume.setxattr(ino, b"user.big%d" % turn, self.noise(60_000))
+            self.patch(b"/big", (90 - 20 * (turn % 2)) * CHUNK, self.noise(15 * CHUNK))
             self.commit()
         # 5: a second session
         self.reopen()
-        self.patch(b"/big", 60 * CHUNK, self.bytes(30 * CHUNK))
+        self.patch(b"/big", 60 * CHUNK, self.noise(30 * CHUNK))
         self.file(b"/small", b"not the bytes of before")
         self.commit()
-        self.file(b"/odd", self.bytes(2 * CHUNK + 1809))
-        self.volume.setattr(self._find(b"/empty"), mode=0o600, mtime_ns=1_234_567_890_123_456_789)  # type: ignore[arg-type]
+        self.file(b"/odd", self.noise(2 * CHUNK + 1809))
+        self.volume.setattr(self._find(b"/empty"), mode=0o600, mtime_ns=1_234_567_890_123_456_789)
         self.commit()
         # 6: a third
         self.reopen()
         self.patch(b"/authenticated/text", 0, b"EVERYBODY")
         self.patch(b"/directory/inner/deep", 100, b"changed")
-        self.patch(b"/big", 10 * CHUNK, self.bytes(2 * CHUNK))
+        self.patch(b"/big", 10 * CHUNK, self.noise(2 * CHUNK))
         self.commit()
 
 
@@ -248,7 +248,7 @@ def build(where: Path, *, seed: int = 1) -> dict[str, Specimen]:
     cas.away = True
     saved = dict(writer.known)
     writer.patch(b"/odd", 10, b"not anchored")
-    writer.patch(b"/big", 20 * CHUNK, writer.bytes(CHUNK))
+    writer.patch(b"/big", 20 * CHUNK, writer.noise(CHUNK))
     ahead = where / "ahead"
     _commit_unanchored(writer, ahead)
     add("ahead", ahead, ahead=True)
@@ -283,8 +283,8 @@ def build_spread(where: Path) -> Specimen:
     cas = MemoryCas()
     path = where / "spread"
     volume = Volume.create(path, cas, chunk_size=CHUNK, segment_slots=4096, commit_interval=None)
-    root = 1
-    junk = volume.mknod(root, b"junk", MODE, **OWNER).ino  # type: ignore[arg-type]
+    root = ROOT_INO
+    junk = volume.mknod(root, b"junk", MODE, **OWNER).ino
     piece = random.Random(5).randbytes(1 << 20)
     with volume.open_file(junk, write=True) as file:
         for offset in range(0, 132 << 20, 1 << 20):
@@ -293,11 +293,11 @@ def build_spread(where: Path) -> Specimen:
     known = {}
     for name, length in ((b"after", 3 * CHUNK + 5), (b"last", 100)):
         content = random.Random(name).randbytes(length)
-        with volume.open_file(volume.mknod(root, name, MODE, **OWNER).ino, write=True) as file:  # type: ignore[arg-type]
+        with volume.open_file(volume.mknod(root, name, MODE, **OWNER).ino, write=True) as file:
             file.write(0, content)
         known[b"/" + name] = content
     volume.commit()
-    volume.unlink(root, b"junk")  # type: ignore[arg-type]
+    volume.unlink(root, b"junk")
     volume.close()
     record = cas.copy()
     anatomy = dissect(path, record.fetch(volume.header.volume_id))

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from fspf.volume.volume import Volume
 from tests.support.plugin import NIGHTLY
 from tests.tamper.explorer import Tally, explore, live_on
 from tests.tamper.specimens import Specimen
@@ -21,6 +24,7 @@ from tools.lib.tampering import fields
 from tools.lib.tampering.anatomy import SPACE_MAP, dissect
 from tools.lib.tampering.blocks import block_cases, segment_cases
 from tools.lib.tampering.cases import Case
+from tools.lib.tampering.patient import Patient
 from tools.lib.tampering.small import small_cases
 
 REQUIRED: Final = 2000  # cases in a CI run
@@ -220,12 +224,8 @@ def test_every_byte_of_the_small_files(specimens: dict[str, Specimen], capsys: p
             }.get(name)
             for place in range(len(raw)):
                 data = raw[:place] + bytes([raw[place] ^ (1 << place % 8)]) + raw[place + 1 :]
-                yield Case(
-                    f"{name}, byte {place}",
-                    f"{name} bytes",
-                    lambda p, n=name, d=data: p.replace(n, d),
-                    torn,  # type: ignore[misc]
-                )
+                replace = partial(Patient.replace, name=name, data=data)
+                yield Case(f"{name}, byte {place}", f"{name} bytes", replace, torn)
 
     tally = explore(specimen, cases(), Tally())
     _assert_right(tally, Tally(), capsys, "every byte of the small files")
@@ -273,13 +273,7 @@ def test_a_damaged_space_map_is_made_anew(
 
 
 def test_a_map_is_saved_again_after_a_rebuild(specimens: dict[str, Specimen], scratch: Path) -> None:
-    from dataclasses import replace
-
-    from fspf.volume.volume import Volume
-
     specimen = specimens["closed"]
-    import shutil
-
     copy = scratch / "copy"
     shutil.copytree(specimen.anatomy.path, copy)
     (slot,) = [block.slot for block in specimen.anatomy.blocks if block.tree == SPACE_MAP]
@@ -291,7 +285,7 @@ def test_a_map_is_saved_again_after_a_rebuild(specimens: dict[str, Specimen], sc
     with Volume.open(copy, cas, commit_interval=None) as volume:
         volume.write_bytes("/more", b"x" * 50_000)
     record = cas.fetch(specimen.anatomy.header.volume_id)
-    again = dissect(copy, replace(record))
+    again = dissect(copy, record)
     assert again.state.space_map is not None
     slots = [block.slot for block in again.blocks]
     assert len(slots) == len(set(slots)), "two blocks in one slot"

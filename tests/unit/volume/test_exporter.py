@@ -14,10 +14,11 @@ import pytest
 
 from fspf.cas import open_cas
 from fspf.core.errors import UsageError
-from fspf.volume import Volume, exporter
+from fspf.volume import exporter
 from fspf.volume.exporter import decrypt_tree
 from fspf.volume.importer import encrypt_tree
 from fspf.volume.transfer import Progress
+from fspf.volume.volume import Volume
 from tests.support.compare import assert_same
 
 SMALL: dict[str, Any] = {"segment_slots": 64, "commit_interval": None}

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from fspf.cas import open_cas
 from fspf.core.types import ROOT_INO
-from fspf.volume import Volume
 from fspf.volume.files import current_umask
+from fspf.volume.volume import Volume
 
 SMALL: dict[str, Any] = {"segment_slots": 64, "commit_interval": None}
 

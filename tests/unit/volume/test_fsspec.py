@@ -18,7 +18,7 @@ import pytest
 from fspf.cas import open_cas
 from fspf.core.errors import LeaseHeldError
 from fspf.fsspec import FspfFileSystem
-from fspf.volume import Volume
+from fspf.volume.volume import Volume
 
 SMALL: dict[str, Any] = {"segment_slots": 64, "commit_interval": None}
 

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from fspf.cas import open_cas
 from fspf.core.errors import UsageError
 from fspf.core.types import Protection
-from fspf.volume import Volume, reader
+from fspf.volume import reader
 from fspf.volume import source as source_module
 from fspf.volume.exporter import decrypt_tree
 from fspf.volume.importer import encrypt_tree
 from fspf.volume.transfer import Progress
+from fspf.volume.volume import Volume
 from tests.support import torture
 from tests.support.compare import assert_same
 

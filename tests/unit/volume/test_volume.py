@@ -22,8 +22,8 @@ from fspf.core.errors import (
 )
 from fspf.core.freshness import Freshness
 from fspf.core.types import ROOT_INO, Ino, Protection
-from fspf.volume import Volume
 from fspf.volume.rekey import rekey
+from fspf.volume.volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -69,10 +69,9 @@ def _one_block(
         ("a middle bit", size // 2 + place % 97, 4),
         ("last bit", size - 1, 0x80),
     ):
-        data = bytearray(block.sealed)
-        data[byte] ^= bit
+        flipped = block.sealed[:byte] + bytes([block.sealed[byte] ^ bit]) + block.sealed[byte + 1 :]
         for text, fix in _FIXES:
-            yield case(f"{what} flipped{text}", partial(_put, slot=block.slot, data=bytes(data), fix=fix))
+            yield case(f"{what} flipped{text}", partial(_put, slot=block.slot, data=flipped, fix=fix))
     for what, data in (
         ("zeroed", bytes(size)),
         ("all ones", b"\xff" * size),
@@ -81,7 +80,7 @@ def _one_block(
         ("shifted by a byte", block.sealed[1:] + block.sealed[:1]),
     ):
         for text, fix in _FIXES:
-            yield case(f"{what}{text}", partial(_put, slot=block.slot, data=bytes(data), fix=fix))
+            yield case(f"{what}{text}", partial(_put, slot=block.slot, data=data, fix=fix))
     yield case("zeroed with its entry", partial(_put, slot=block.slot, data=bytes(size), entry=bytes(ENTRY_LEN)))
     # Other blocks of this volume
     own = kinds[block.kind]

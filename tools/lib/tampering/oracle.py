@@ -12,9 +12,11 @@ import os
 import stat
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from fspf.core.errors import DamagedFileError, FspfError, IntegrityError
+from fspf.core.types import ROOT_INO, Ino
 from fspf.volume.check import verify_volume
 from fspf.volume.scrub import scrub
 from fspf.volume.vfs import TreeFile
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from fspf.core.anchor import Cas
-    from fspf.core.types import Ino
     from tools.lib.tampering.cases import Case
 
 _CACHE_BYTES: Final = 1 << 20
@@ -88,6 +89,10 @@ def _pages_read(chunk_size: int) -> Iterator[set[int]]:
         TreeFile.xRead = original  # type: ignore[method-assign]
 
 
+def _call(method: str, *arguments: Any) -> Callable[[Volume], Any]:
+    return lambda volume: getattr(volume, method)(*arguments)
+
+
 def take_truth(anatomy: Anatomy, cas: Cas) -> Truth:
     """Read everything of an intact volume."""
     truth = Truth(generation=anatomy.state.generation)
@@ -110,29 +115,29 @@ def take_truth(anatomy: Anatomy, cas: Cas) -> Truth:
             return answer
 
         for ino in anatomy.inodes:
-            add(f"getattr {ino}", lambda v, i=ino: v.getattr(i))
-        todo: list[tuple[Any, bytes]] = [(1, b"")]
+            add(f"getattr {ino}", _call("getattr", ino))
+        todo: list[tuple[Ino, bytes]] = [(ROOT_INO, b"")]
         seen: set[int] = set()
         while todo:
             directory, path = todo.pop()
-            for entry in add(f"readdir {path!r}", lambda v, i=directory: v.readdir(i, 0, 100_000)):
+            for entry in add(f"readdir {path!r}", _call("readdir", directory, 0, 100_000)):
                 attr, name = entry.attr, entry.name
-                add(f"lookup {path + b'/' + name!r}", lambda v, i=directory, n=name: v.lookup(i, n))
+                add(f"lookup {path + b'/' + name!r}", _call("lookup", directory, name))
                 truth.names.setdefault(attr.ino, []).append((directory, name, path + b"/" + name))
                 if stat.S_ISDIR(attr.mode):
                     todo.append((attr.ino, path + b"/" + name))
                 if stat.S_ISLNK(attr.mode):
-                    add(f"readlink {attr.ino}", lambda v, i=attr.ino: v.readlink(i))
+                    add(f"readlink {attr.ino}", _call("readlink", attr.ino))
                 if attr.ino in seen:
                     continue
                 seen.add(attr.ino)
-                for key in add(f"listxattr {attr.ino}", lambda v, i=attr.ino: v.listxattr(i)):
-                    add(f"getxattr {attr.ino} {key!r}", lambda v, i=attr.ino, k=key: v.getxattr(i, k))
-        add("lookup of what is not there", lambda v: _errno_of(lambda: v.lookup(1, b"no such name")))
+                for key in add(f"listxattr {attr.ino}", _call("listxattr", attr.ino)):
+                    add(f"getxattr {attr.ino} {key!r}", _call("getxattr", attr.ino, key))
+        add("lookup of what is not there", lambda volume: _errno_of(lambda: volume.lookup(ROOT_INO, b"no such name")))
         for ino, (mode, length) in anatomy.inodes.items():
             if not stat.S_ISREG(mode):
                 continue
-            file, truth.file_pages[ino] = cold(lambda v, i=ino: v.open_file(i))
+            file, truth.file_pages[ino] = cold(_call("open_file", ino))
             with file:
                 assert file.size == length
                 truth.sizes[ino] = length
@@ -335,7 +340,7 @@ class Examination:
         lost = _pages_of(damages.get(NAMESPACE, []), self._anatomy.header.chunk_size)
         for ino, extents in self._truth.extents.items():
             try:
-                file = volume.open_file(ino)  # type: ignore[arg-type]
+                file = volume.open_file(Ino(ino))
             except IntegrityError as exc:
                 if not self._truth.file_pages[ino] & lost:
                     self._fault(f"inode {ino} could not be opened though its page is intact: {exc}")
@@ -499,7 +504,7 @@ class Examination:
                 for ino in gone:
                     for directory, name, _ in self._truth.names[ino]:
                         volume.unlink(directory, name)
-                with volume.open_file(volume.mknod(1, b"new", 0o100644).ino, write=True) as file:  # type: ignore[arg-type]
+                with volume.open_file(volume.mknod(ROOT_INO, b"new", 0o100644).ino, write=True) as file:
                     file.write(0, new)
                 volume.commit()
         except Exception as exc:  # noqa: BLE001
@@ -508,17 +513,17 @@ class Examination:
             return
         try:
             with Volume.open(self._patient.path, self._cas, read_only=True, cache_bytes=_CACHE_BYTES) as volume:
-                ino = volume.lookup(1, b"new").ino  # type: ignore[arg-type]
+                ino = volume.lookup(ROOT_INO, b"new").ino
                 with volume.open_file(ino) as file:
                     if file.read(0, len(new) + 1) != new:
                         self._fault("the new file has other bytes")
                 for each, extents in self._truth.extents.items():
                     if each in gone:
                         continue
-                    with volume.open_file(each) as file:  # type: ignore[arg-type]
+                    with volume.open_file(Ino(each)) as file:
                         for offset, content in extents:
                             self._range(file, each, offset, content, [])
-                remaining = {ino for ino in gone if _errno_of(lambda i=ino: volume.getattr(i)) != errno.ENOENT}  # type: ignore[misc]
+                remaining = {ino for ino in gone if _errno_of(partial(volume.getattr, Ino(ino))) != errno.ENOENT}
                 if remaining:
                     self._fault(f"inodes {remaining} are still there after they were deleted")
                 for finding in verify_volume(volume, threads=1):
