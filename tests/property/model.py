@@ -376,6 +376,7 @@ class Model:
                     raise fail(errno.ENOTDIR)
                 if other.entries:
                     raise fail(errno.ENOTEMPTY)
+                self._flush(node.ino)  # no commit has the new name without the new data
             del source.entries[old_name]
             target.entries[new_name] = node.ino
             node.ctime = self.clock.now
