@@ -132,6 +132,8 @@ class Store:
         """That commit and all before it are anchored: their freed slots may be used again."""
     def trim(self) -> int:
         """Punch out slots freed since the last trim and clear their checksum entries; bytes given back."""
+    def drop_reserve(self) -> int:
+        """Give the reserve up for good, before the last trim of a clean close; slots freed by it."""
     def end_of_slots(self) -> int:
         """One above the highest slot in use."""
     def stats(self) -> dict[str, int]:

@@ -166,6 +166,13 @@ static fspf_status do_trim(store *st, uint64_t *out, fspf_error *err)
     return slots_trim(&st->slots, out, err);
 }
 
+static fspf_status do_drop_reserve(store *st, uint64_t *out, fspf_error *err)
+{
+    (void)err;
+    *out = slots_drop_reserve(&st->slots);
+    return ST_OK;
+}
+
 static fspf_status do_end(store *st, uint64_t *out, fspf_error *err)
 {
     (void)err;
@@ -207,6 +214,11 @@ static PyObject *store_commit_begin_py(PyObject *self, PyObject *Py_UNUSED(unuse
 static PyObject *store_trim_py(PyObject *self, PyObject *Py_UNUSED(unused))
 {
     return number_of(self, do_trim);
+}
+
+static PyObject *store_drop_reserve_py(PyObject *self, PyObject *Py_UNUSED(unused))
+{
+    return number_of(self, do_drop_reserve);
 }
 
 static PyObject *store_end_py(PyObject *self, PyObject *Py_UNUSED(unused))
@@ -316,6 +328,8 @@ static PyMethodDef store_methods[] = {
      "commit_anchored($self, number, /)\n--\n\nFreed slots of that commit and all before it may be used again."},
     {"trim", store_trim_py, METH_NOARGS,
      "trim($self)\n--\n\nPunch out slots freed since the last trim; bytes given back."},
+    {"drop_reserve", store_drop_reserve_py, METH_NOARGS,
+     "drop_reserve($self)\n--\n\nGive the reserve up, before the last trim; slots."},
     {"end_of_slots", store_end_py, METH_NOARGS, "end_of_slots($self)\n--\n\nOne above the highest slot in use."},
     {"stats", store_stats_py, METH_NOARGS, "stats($self)\n--\n\nNumbers."},
     {"close", store_close_py, METH_NOARGS, "close($self)\n--\n\nClose all files; later use raises RuntimeError."},

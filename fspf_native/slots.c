@@ -379,6 +379,19 @@ fspf_status slots_take_reserve(slots *s, uint64_t count, run_list *out, fspf_err
     return status;
 }
 
+uint64_t slots_drop_reserve(slots *s)
+{
+    pthread_mutex_lock(&s->lock);
+    uint64_t dropped = s->reserve.slots;
+    for (size_t i = 0; i < s->reserve.count; i++) {
+        free_lock_held(s, s->reserve.runs[i].start, s->reserve.runs[i].length);
+    }
+    runs_clear(&s->reserve);
+    s->reserve_target = 0;
+    pthread_mutex_unlock(&s->lock);
+    return dropped;
+}
+
 void slots_fill_reserve(slots *s)
 {
     for (;;) {

@@ -58,6 +58,8 @@ void slots_free_runs(slots *s, run_list *list);
 
 void slots_mark(slots *s, uint64_t slot);
 fspf_status slots_rebuild_finish(slots *s, uint64_t *gained, fspf_error *err);
+/* Free the reserve for good: before the last trim of a clean close. */
+uint64_t slots_drop_reserve(slots *s);
 fspf_status slots_trim(slots *s, uint64_t *bytes, fspf_error *err);
 
 /* A copy of the bitmap without the reserve; *words 64-bit words, to be freed. */

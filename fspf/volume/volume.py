@@ -499,6 +499,7 @@ class Volume(Files):
             self._rebuild.wait()
         try:
             self._commits.commit(everything=True, closing=True)
+            self.store.drop_reserve()
             self.store.trim()
         except (OSError, FspfError) as exc:
             return exc

@@ -418,3 +418,11 @@ def test_larger_chunks_work(tmp_path: Path, cas: Cas) -> None:
         ino = make(volume, b"file", data)
     with Volume.open(tmp_path / "v", cas, read_only=True) as volume:
         assert content(volume, ino) == data
+
+
+def test_small_volume_takes_little_space_when_closed(tmp_path: Path, cas: Cas) -> None:
+    with Volume.create(tmp_path / "v", cas, commit_interval=None) as volume:
+        make(volume, b"file", b"words")
+        assert volume.store.stats()["slots_reserved"] > 0
+    used = sum(path.stat().st_blocks * 512 for path in (tmp_path / "v").rglob("*"))
+    assert used < 200_000
