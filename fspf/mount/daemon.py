@@ -139,7 +139,7 @@ class Daemon:
             return 1
         try:
             trio.run(serve, self.plan, open_cas, on_live)
-        except (FspfError, OSError, BaseExceptionGroup) as caught:
+        except (Exception, BaseExceptionGroup) as caught:  # logged or raised; nobody else would hear of it
             problem = single(caught)
             expected = isinstance(problem, FspfError | OSError)
             log.critical("the mount ended badly: %s", problem, exc_info=None if expected else problem)
