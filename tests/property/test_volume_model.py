@@ -306,9 +306,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(3000 if NIGHTLY else 300)
 def test_volume_equals_model() -> None:
-    run_state_machine_as_test(
-        VolumeMachine, settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS)
-    )
+    run_state_machine_as_test(VolumeMachine, settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS))
 
 
 def test_the_model_can_fail() -> None:
