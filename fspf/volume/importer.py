@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 COMMIT_BYTES: Final = 256 << 20  # of content between two commits
 COMMIT_ENTRIES: Final = 20_000
-DEFAULT_THREADS: Final = 2
+DEFAULT_THREADS: Final = 1  # beside the one that writes; more take the GIL from it (2 readers: 1.4 times as long)
 _CTIME_SLACK_NS: Final = 20_000_000  # the kernel stamps files with a clock that is up to one tick (10 ms) old
 _FATAL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}  # more of the same would follow
 
@@ -64,7 +64,7 @@ def encrypt_tree(
         authenticated: Paths below *source* whose content is authenticated but not encrypted.
         update: Make the volume equal to *source*: delete what is gone, rewrite what differs (in more than atime).
         checksum: With *update*, compare contents instead of size, mtime and ctime.
-        threads: Readers.
+        threads: Readers ahead of the thread that writes.
         progress: Called often.
         commit_bytes: Bytes of content after which a commit is made on the way.
         commit_entries: Entries after which a commit is made on the way.
