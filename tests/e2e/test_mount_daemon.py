@@ -428,10 +428,14 @@ def test_an_aborted_connection_ends_with_a_commit_and_never_with_an_empty_direct
     (mnt / "f").write_text("x")
     subprocess.run(["sync", "-f", str(mnt)], check=True)
     pid = site.pid
-    control = Path(f"/sys/fs/fuse/connections/{os.minor(mnt.stat().st_dev)}/abort")
-    if not control.exists():
-        subprocess.run(["mount", "-t", "fusectl", "none", "/sys/fs/fuse/connections"], check=True)
-    control.write_text("1")
+    connections = site.root / "connections"
+    connections.mkdir()
+    minor = os.minor(mnt.stat().st_dev)
+    subprocess.run(["mount", "-t", "fusectl", "none", str(connections)], check=True)
+    try:
+        (connections / str(minor) / "abort").write_text("1")
+    finally:
+        subprocess.run(["umount", str(connections)], check=True)
     site.wait_gone(pid)
     with refused(errno.ENOTCONN):
         os.listdir(mnt)
