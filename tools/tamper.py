@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -20,7 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+REPO = Path(__file__).resolve().parent.parent
+VENV = REPO / ".venv"  # made by tools/setup
+if VENV.is_dir() and Path(sys.prefix).resolve() != VENV.resolve():
+    os.execv(VENV / "bin" / "python", [str(VENV / "bin" / "python"), *sys.argv])  # has what fspf needs
+sys.path.insert(0, str(REPO))
 
 from fspf.cas import open_cas
 from fspf.core.errors import FspfError
