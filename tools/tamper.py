@@ -9,6 +9,7 @@ The CAS is the one of fspf: --cas URL or $FSPF_CAS. Nothing in it is changed. `a
 a copy. The cases and the judge are in tools/lib/tampering, the same that tests/tamper runs.
 """
 
+# ruff: noqa: E402  # the environment and the repository are found before anything is imported from them
 from __future__ import annotations
 
 import argparse
