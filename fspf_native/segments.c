@@ -50,7 +50,7 @@ fspf_status segments_open(segments *s, const char *directory, uint32_t chunk_siz
                           bool writable, fspf_error *err)
 {
     memset(s, 0, sizeof *s);
-    s->directory = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    s->directory = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     if (s->directory < 0) {
         return fail_os(err, errno, "segments directory");
     }

@@ -205,7 +205,7 @@ fspf_status tree_truncate(tree *t, uint64_t size, fspf_error *err)
     status = check_writable(t, err);
     if (status == ST_OK) {
         pthread_rwlock_wrlock(&t->lock);
-        status = truncate_lock_held(t, size, true, &tight, err);
+        status = truncate_lock_held(t, size, size > t->size, &tight, err); /* cutting must work on a full disk */
         pthread_rwlock_unlock(&t->lock);
     }
     store_leave(t->st);

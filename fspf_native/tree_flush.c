@@ -69,6 +69,27 @@ static fspf_status seal_into(tree *t, seal_item *items, size_t count, size_t sea
     return status;
 }
 
+static bool no_space(fspf_status status, const fspf_error *err)
+{
+    return status == ST_OS && (err->os_errno == ENOSPC || err->os_errno == EDQUOT);
+}
+
+/* Into free slots, or into the reserve; on error the slots are free again. */
+static fspf_status allocate_and_seal(tree *t, seal_item *items, size_t count, size_t sealed, run_list *runs,
+                                     uint8_t *buffer, uint8_t *entries, bool reserve, fspf_error *err)
+{
+    slots *all = &t->st->slots;
+    fspf_status status =
+        reserve ? slots_take_reserve(all, sealed, runs, err) : slots_allocate(all, sealed, runs, err);
+    if (status == ST_OK) {
+        status = seal_into(t, items, count, sealed, runs, buffer, entries, err);
+        if (status != ST_OK) {
+            slots_free_runs(all, runs);
+        }
+    }
+    return status;
+}
+
 /* Items in an order with children first; count is at most store_scratch_chunks. On error nothing has changed. */
 fspf_status seal_batch(tree *t, seal_item *items, size_t count, fspf_error *err)
 {
@@ -95,21 +116,14 @@ fspf_status seal_batch(tree *t, seal_item *items, size_t count, fspf_error *err)
         sealed += !item->pruned;
     }
     if (sealed > 0) {
-        status = slots_allocate(&st->slots, sealed, &runs, err);
-        if (status == ST_OK) {
-            status = seal_into(t, items, count, sealed, &runs, buffer->data, entries, err);
-            if (status != ST_OK) {
-                slots_free_runs(&st->slots, &runs);
-            }
+        status = allocate_and_seal(t, items, count, sealed, &runs, buffer->data, entries, false, err);
+        uint64_t given_back = 0;
+        fspf_error ignored = {0};
+        if (no_space(status, err) && slots_trim(&st->slots, &given_back, &ignored) == ST_OK && given_back > 0) {
+            status = allocate_and_seal(t, items, count, sealed, &runs, buffer->data, entries, false, err);
         }
-        if (status == ST_OS && (err->os_errno == ENOSPC || err->os_errno == EDQUOT) && t->metadata) {
-            status = slots_take_reserve(&st->slots, sealed, &runs, err);
-            if (status == ST_OK) {
-                status = seal_into(t, items, count, sealed, &runs, buffer->data, entries, err);
-                if (status != ST_OK) {
-                    slots_free_runs(&st->slots, &runs);
-                }
-            }
+        if (no_space(status, err) && t->metadata) {
+            status = allocate_and_seal(t, items, count, sealed, &runs, buffer->data, entries, true, err);
         }
     }
     for (size_t i = 0; i < count; i++) {

@@ -72,7 +72,7 @@ class Commits:
         keyring_epochs: int,
         store: Store,
         prepare: Callable[[bool, bool], Prepared | None],
-        fail: Callable[[str], None],
+        fail: Callable[[str | FspfError], None],
         cas_timeout_s: float = CAS_TIMEOUT_S,
     ) -> None:
         self._layout = layout
@@ -97,7 +97,7 @@ class Commits:
         self._tickets = 0
         self._served = 0
         self._running = False
-        self._failures: deque[tuple[int, BaseException]] = deque(maxlen=64)
+        self._failures: deque[tuple[int, int, BaseException]] = deque(maxlen=64)
         # Bounded mode: written roots that the CAS does not have yet.
         self._lag = threading.Condition()
         self._pending: deque[_Pending] = deque()
@@ -124,7 +124,7 @@ class Commits:
                     self._raise_failure_of(mine)
                     return
             self._running = True
-            serves = self._tickets
+            before, serves = self._served, self._tickets
         failure: BaseException | None = None
         try:
             self._commit_once(everything=everything, closing=closing)
@@ -136,13 +136,13 @@ class Commits:
                 self._running = False
                 self._served = serves
                 if failure is not None:
-                    self._failures.append((serves, failure))
+                    self._failures.append((before, serves, failure))
                 self._turn.notify_all()
 
     def _raise_failure_of(self, ticket: int) -> None:
         """Raise what the commit that served *ticket* raised."""
-        for serves, failure in self._failures:
-            if serves >= ticket:
+        for before, serves, failure in self._failures:
+            if before < ticket <= serves:
                 if isinstance(failure, OSError):
                     raise OSError(failure.errno, failure.strerror) from failure
                 if isinstance(failure, FspfError):
@@ -216,10 +216,10 @@ class Commits:
             except AnchorMovedError as exc:
                 if exc.found == new:  # an earlier try had arrived though its answer was lost
                     break
-                self._fail(str(exc))
+                self._fail(exc)
                 raise
             except LeaseError as exc:
-                self._fail(str(exc))
+                self._fail(exc)
                 raise
             except CasUnreachableError as exc:
                 if self._has_arrived(new):
@@ -231,13 +231,14 @@ class Commits:
                         f"the CAS was away for {self._cas_timeout_s:.0f} s ({exc}); generation {new.generation} is durable but not "
                         "anchored: the volume is read-only until it is opened again"
                     )
-                    self._fail(message)
-                    raise CasUnreachableError(message) from exc
+                    away = CasUnreachableError(message)
+                    self._fail(away)
+                    raise away from exc
                 log.warning("the CAS is away, writers wait: %s", exc)
                 time.sleep(pause)
                 pause = min(pause * 2, _LAST_RETRY_S)
             except CasError as exc:
-                self._fail(str(exc))
+                self._fail(exc)
                 raise
         self.anchor = new
 
@@ -329,10 +330,10 @@ class Commits:
         except CasUnreachableError as exc:
             log.warning("the lease could not be renewed, it will be tried again: %s", exc)
         except CasError as exc:
-            self._fail(str(exc))
+            self._fail(exc)
             raise
         except LeaseError as exc:
-            self._fail(str(exc))
+            self._fail(exc)
             raise
 
     def stop(self) -> None:

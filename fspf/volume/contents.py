@@ -55,7 +55,7 @@ class Content:
 class Contents:
     """All open contents of a volume, by inode. Callers hold the volume's lock."""
 
-    def __init__(self, store: Store, namespace: Namespace, fail: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, namespace: Namespace, fail: Callable[[str | FspfError], None]) -> None:
         self._store = store
         self._namespace = namespace
         self._fail = fail
@@ -289,8 +289,10 @@ class OpenFile:
             raise self._damaged(exc) from None
 
     def flush(self) -> None:
-        """Report an earlier failure to write this file's data; nothing becomes durable by it."""
+        """Seal what was written and report what cannot be, as close(2) does; nothing becomes durable by it."""
         self._check_open()
+        if self._writable and self._content.changed and self._volume.failed is None:
+            self._volume.flush_content(self._content)
         failure, self._content.failure = self._content.failure, None
         if failure is not None:
             raise failure

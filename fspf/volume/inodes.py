@@ -105,6 +105,7 @@ class InodeVolume:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.failed: str | None = None
+        self.failure: FspfError | None = None  # the error behind `failed`
         self._held: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()  # inodes without a name that something still holds
 
@@ -116,7 +117,7 @@ class InodeVolume:
     def commit(self) -> None:
         raise NotImplementedError
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str | FspfError) -> None:
         raise NotImplementedError
 
     def check_writable(self) -> None:
@@ -542,10 +543,7 @@ class InodeVolume:
         """Let no commit have the new name without the new data: programs replace files by rename without fsync."""
         content = self.contents.get(row.ino)
         if content is not None:
-            try:
-                self.contents.flush(content)
-            except ChunkError as exc:
-                raise self.damaged(row.ino, exc) from None
+            self.flush_content(content)
 
     def _exchange(
         self, old_parent: Ino, old_name: bytes, row: Row, new_parent: Ino, new_name: bytes, other: Row | None
@@ -666,6 +664,14 @@ class InodeVolume:
             if not row.is_file:
                 raise error(errno.EINVAL)
             return OpenFile(self, self.contents.open(row), writable=write, preserve_times=preserve_times)
+
+    def flush_content(self, content: Content) -> None:
+        """Seal what is dirty of *content* and store its root; for `OpenFile.flush`."""
+        with self.lock:
+            try:
+                self.contents.flush(content)
+            except ChunkError as exc:
+                raise self.damaged(content.ino, exc) from None
 
     def close_content(self, content: Content) -> None:
         """Give a handle of *content* back; for `OpenFile.close`."""

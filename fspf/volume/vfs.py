@@ -135,8 +135,10 @@ class TreeDatabase:
                 f"cache_size = -{max(cache_bytes // 1024, 256)}",
             ):
                 self.connection.pragma(*pragma.split(" = "))
-        except BaseException:
+        except BaseException as exc:
             self.close()
+            if isinstance(self.file.failure, OSError):  # the host's disk, not an attacker
+                raise self.file.failure from exc
             raise
 
     def close(self) -> None:

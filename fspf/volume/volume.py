@@ -359,10 +359,17 @@ class Volume(Files):
         self.check_writable()
         assert self._commits is not None
         self._commits.commit(everything=True)
-        with self.lock:
-            failures = self.contents.failures()
-        if failures:
+        if self._failures():
+            # No room for some data; what this commit has freed may be room enough.
+            self.store.trim()
+            self._commits.commit(everything=True)
+        if failures := self._failures():
             raise failures[0]
+
+    def _failures(self) -> list[OSError | FspfError]:
+        """Return why contents could not be flushed by the last commit."""
+        with self.lock:
+            return self.contents.failures()
 
     def fsync(self, ino: Ino | None = None) -> None:
         """Commit the data of *ino* and all metadata; other files' data may stay in memory."""
@@ -371,10 +378,7 @@ class Volume(Files):
         with self.lock:
             content = self.contents.get(ino) if ino is not None else None
             if content is not None:
-                try:
-                    self.contents.flush(content)
-                except ChunkError as exc:
-                    raise self.damaged(content.ino, exc) from None
+                self.flush_content(content)
         self._commits.commit(everything=False)
 
     def _prepare(self, everything: bool, closing: bool) -> Prepared | None:  # noqa: FBT001  # called by Commits only
@@ -423,9 +427,11 @@ class Volume(Files):
             log.warning("the space map could not be saved and will be rebuilt: %s", exc)
             return None
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str | FspfError) -> None:
         """Turn the volume read-only for good, once; what is in memory stays readable."""
         if self.failed is None:
+            self.failure = reason if isinstance(reason, FspfError) else None
+            reason = str(reason)
             self.failed = reason
             self._errors.append(reason)
             log.error("%s turned read-only: %s", self.path, reason)
@@ -484,7 +490,7 @@ class Volume(Files):
             if self.failed is None:
                 problem = self._last_commit()
             else:
-                problem = FspfError(f"the volume had turned read-only: {self.failed}")
+                problem = self.failure or FspfError(f"the volume had turned read-only: {self.failed}")
             self._commits.stop()
             with suppress(FspfError):  # the lease then ends by itself
                 self._commits.release()
@@ -500,11 +506,13 @@ class Volume(Files):
         try:
             self._commits.commit(everything=True, closing=True)
             self.store.drop_reserve()
+            if self._failures():  # no room for some data: perhaps there is now
+                self.store.trim()
+                self._commits.commit(everything=True, closing=True)
             self.store.trim()
         except (OSError, FspfError) as exc:
             return exc
-        with self.lock:
-            failures = self.contents.failures()
+        failures = self._failures()
         return failures[0] if failures else None
 
     def abandon(self) -> None:
