@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 COMMIT_BYTES: Final = 256 << 20  # of content between two commits
 COMMIT_ENTRIES: Final = 20_000
-DEFAULT_THREADS: Final = 1  # beside the one that writes; more take the GIL from it (2 readers: 1.4 times as long)
+DEFAULT_THREADS: Final = 1  # beside the one that writes; a second costs 1.4 times the processor time and gains nothing
 _CTIME_SLACK_NS: Final = 20_000_000  # the kernel stamps files with a clock that is up to one tick (10 ms) old
 _FATAL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}  # more of the same would follow
 
