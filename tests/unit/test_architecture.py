@@ -56,6 +56,7 @@ BOUNDARIES: Final[dict[tuple[str, str], str]] = {
     ("fspf.mount.boundary", "guarded.wrapper"): "an exception that is no FUSEError ends the mount for everyone",
     ("fspf.cli.boundary", "guard"): "a command ends with one line and an exit code",
     ("fspf.mount.daemon", "Daemon._fork_again"): "nobody is above it, and stderr is gone: the caller is told",
+    ("fspf.mount.daemon", "Daemon._serve"): "the end of a mount, whatever ended it, is logged and told to the caller",
     # Requests without an answer, that pass the error to the first boundary's table.
     ("fspf.mount.operations", "Operations.forget"): "FORGET has no answer, so no error either",
     ("fspf.mount.operations", "Operations._settle"): "one failure must not keep the other files open",
