@@ -162,14 +162,25 @@ fspf_status store_add_epoch(store *st, uint32_t epoch, const uint8_t *key, bool 
     }
     if (status == ST_OK && begin) {
         st->counter = 0;
+        st->owner = getpid();
         st->epoch = epoch;
     }
     pthread_mutex_unlock(&st->epoch_lock);
     return status;
 }
 
+fspf_status store_check_process(const store *st, fspf_error *err)
+{
+    return st->owner == getpid() ? ST_OK : fail_with(err, ST_MISUSE, "the store was opened before a fork: open it again");
+}
+
 fspf_status store_take_counters(store *st, uint64_t count, uint64_t *first, fspf_error *err)
 {
+    /* A forked child has the same epoch key and the same next counter. */
+    fspf_status status = store_check_process(st, err);
+    if (status != ST_OK) {
+        return status;
+    }
     *first = atomic_fetch_add(&st->counter, count);
     if (*first + count > COUNTER_LIMIT) {
         return fail_os(err, EOVERFLOW, "the epoch's counters are used up");

@@ -10,6 +10,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #define MAX_DEPTH 9
 #define RUN_CHUNKS 64u              /* most chunks that one read or streaming write joins */
@@ -47,6 +48,7 @@ typedef struct {
     pthread_mutex_t epoch_lock;
     _Atomic uint32_t epoch; /* the one that seals, 0 = none */
     _Atomic uint64_t counter;
+    pid_t owner; /* the process that began the epoch */
 
     pthread_mutex_t commit_lock;
     run_list accumulating; /* handed over since the last commit_begin */
@@ -80,6 +82,8 @@ fspf_status store_enter(store *st, fspf_error *err);
 void store_leave(store *st);
 
 fspf_status store_add_epoch(store *st, uint32_t epoch, const uint8_t *key, bool begin, fspf_error *err);
+/* ST_MISUSE in a forked child of the process that began the epoch. */
+fspf_status store_check_process(const store *st, fspf_error *err);
 fspf_status store_take_counters(store *st, uint64_t count, uint64_t *first, fspf_error *err);
 
 /* ---- sealed blocks ---- */

@@ -122,6 +122,9 @@ fspf_status check_writable(const tree *t, fspf_error *err)
     if (t->st->epoch == 0) {
         return fail_with(err, ST_MISUSE, "write before begin_epoch");
     }
+    if (store_check_process(t->st, err) != ST_OK) {
+        return ST_MISUSE;
+    }
     if (!t->st->start_called) {
         return fail_with(err, ST_MISUSE, "write before start_empty, start_map or start_unknown");
     }

@@ -106,6 +106,7 @@ class InodeVolume:
         self.lock = threading.RLock()
         self.failed: str | None = None
         self.failure: FspfError | None = None  # the error behind `failed`
+        self.opened_by = os.getpid()
         self._held: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()  # inodes without a name that something still holds
 
@@ -124,6 +125,9 @@ class InodeVolume:
         """Raise `ReadOnlyError` when nothing can be changed (any more)."""
         if self.read_only:
             message = "the volume was opened for reading"
+            raise ReadOnlyError(message)
+        if self.opened_by != os.getpid():  # a child has its parent's lease, and would repeat its nonces
+            message = "the volume was opened before a fork: only the process that opened it can change it"
             raise ReadOnlyError(message)
         if self.failed is not None:
             message = f"the volume turned read-only: {self.failed}"

@@ -480,6 +480,9 @@ class Volume(Files):
         """
         if self._closed:
             return
+        if self.opened_by != os.getpid():
+            self._closed = True  # the parent's threads, locks and lease are not ours to end
+            return
         self._end_threads()
         if self.read_only:
             self._release_files()
@@ -518,6 +521,9 @@ class Volume(Files):
     def abandon(self) -> None:
         """Let go as if killed: nothing is committed; only files and the lease are released."""
         if self._closed:
+            return
+        if self.opened_by != os.getpid():
+            self._closed = True
             return
         self.failed = self.failed or "the volume was abandoned"
         self._end_threads()

@@ -38,6 +38,11 @@ SLOTS = 1024
 Tree = dict[str, tuple[int, bytes]]
 
 
+def _default_hangup() -> None:
+    """A run under nohup ignores SIGHUP, and what it starts would inherit that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Cli:
     """Runs `fspf` with one CAS."""
 
@@ -51,7 +56,7 @@ class Cli:
         command = [sys.executable, "-m", "fspf", *words]
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process: subprocess.Popen[bytes] = subprocess.Popen(
-            command, cwd=self.home, env=self.environment, **(pipes | options)
+            command, cwd=self.home, env=self.environment, preexec_fn=_default_hangup, **(pipes | options)
         )
         return process
 

@@ -24,9 +24,10 @@ from fspf.core.freshness import Freshness
 from fspf.core.types import ROOT_INO, Ino, Protection
 from fspf.volume.rekey import rekey
 from fspf.volume.volume import Volume
+from fspf_native import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from fspf.core.anchor import Anchor, Cas, CasRecord, Lease
@@ -426,3 +427,40 @@ def test_small_volume_takes_little_space_when_closed(tmp_path: Path, cas: Cas) -
         assert volume.store.stats()["slots_reserved"] > 0
     used = sum(path.stat().st_blocks * 512 for path in (tmp_path / "v").rglob("*"))
     assert used < 200_000
+
+
+def in_child(action: Callable[[], object]) -> str:
+    """Run *action* in a forked child; the name of what it raised."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+            name = "nothing"
+        except BaseException as exc:  # noqa: BLE001  # the name of it is the result
+            name = type(exc).__name__
+        os.write(write_end, name.encode())
+        os._exit(0)
+    os.close(write_end)
+    os.waitpid(pid, 0)
+    with os.fdopen(read_end) as file:
+        return file.read()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_forked_child_cannot_seal_nor_end_the_lease(tmp_path: Path, cas: Cas) -> None:
+    with Volume.create(tmp_path / "v", cas, **SMALL) as volume:
+        ino = make(volume, b"file", b"words")
+        volume.commit()
+        with volume.open_file(ino, write=True) as file:
+            assert in_child(lambda: file.read(0, 5)) == "nothing"
+            assert in_child(lambda: file.write(0, b"x")) == "ReadOnlyError"
+            assert in_child(lambda: Tree(volume.store).write(b"x" * 100_000, 0)) == "RuntimeError"
+            assert in_child(volume.commit) == "ReadOnlyError"
+            assert in_child(volume.close) == "nothing"
+            assert in_child(volume.abandon) == "nothing"
+            file.write(0, b"WORDS")
+            file.fsync()
+        record = cas.fetch(volume.header.volume_id)
+        assert record.lease is not None
+        assert content(volume, ino) == b"WORDS"
