@@ -170,7 +170,8 @@ fspf_status truncate_lock_held(tree *t, uint64_t size, bool ask, bool *tight, fs
     }
     int depth = store_depth_of(t->st, size);
     /* Everything that can fail comes first. */
-    if (tail > 0) {
+    /* Without `tight` an append is taken back: the sealed tail of its first chunk is zero already, see tree_internal.h. */
+    if (tail > 0 && (tight != NULL || map64_get(&t->chunks, size >> chunk_shift(t)) != NULL)) {
         status = edge(t, size >> chunk_shift(t), ask ? tight : NULL, &last, err);
     }
     if (status == ST_OK) {

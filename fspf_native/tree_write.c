@@ -64,6 +64,9 @@ static fspf_status write_lock_held(tree *t, uint64_t offset, const uint8_t *data
         len -= n;
         if (status == ST_OK) {
             status = relieve(t, tight, err);
+            if (status == ST_OS && t->metadata && (err->os_errno == ENOSPC || err->os_errno == EDQUOT)) {
+                status = ST_OK; /* it stays dirty; the flush tells, and SQLite keeps its transaction */
+            }
         }
     }
     return status;

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fspf.core.anchor import Anchor
-from fspf.core.errors import AnchorMovedError, CasError, CasUnreachableError, FspfError, LeaseError
+from fspf.core.errors import AnchorMovedError, CasUnreachableError, FspfError, LeaseError
 from fspf.core.format import NONCE_LEN, RootRecord
 from fspf.core.freshness import FreshnessMode
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CAS_TIMEOUT_S: Final = 30.0  # a CAS that is away longer turns the volume read-only
+_LONG_SILENCE_S: Final = 30.0  # half of the lease's life in the embedded CAS; counts sleep of the machine
 _FIRST_RETRY_S: Final = 0.05
 _LAST_RETRY_S: Final = 2.0
 
@@ -92,6 +93,7 @@ class Commits:
         self.root_tag = state.tag if state else bytes(16)
         self.anchor = Anchor(self.generation, self.root_tag)
         self.count = 0
+        self._contact = time.clock_gettime(time.CLOCK_BOOTTIME)  # when the CAS last said that the lease is ours
         # Group commit: a caller draws a ticket; one of them leads, and its commit serves all tickets drawn before it began.
         self._turn = threading.Condition()
         self._tickets = 0
@@ -159,6 +161,7 @@ class Commits:
     # -- one commit: COMMIT.md, steps 1 to 5
 
     def _commit_once(self, *, everything: bool, closing: bool) -> None:
+        self._check_lease()
         prepared = self._prepare(everything, closing)
         if prepared is None:
             if closing or everything:
@@ -166,6 +169,7 @@ class Commits:
             return
         try:
             self._store.sync()
+            self._check_lease()
             anchor = self._write_root(prepared)
         except BaseException as exc:
             # After a failed sync the host may have dropped what it did not write: nothing may follow this state.
@@ -237,10 +241,11 @@ class Commits:
                 log.warning("the CAS is away, writers wait: %s", exc)
                 time.sleep(pause)
                 pause = min(pause * 2, _LAST_RETRY_S)
-            except CasError as exc:
+            except FspfError as exc:
                 self._fail(exc)
                 raise
         self.anchor = new
+        self._contact = time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def _advance_last(self, new: Anchor) -> None:
         """Move the anchor for a caller that waits for it; in mode none a CAS that is away is no error."""
@@ -290,7 +295,9 @@ class Commits:
                 self._anchoring = True
             try:
                 self._advance(newest.anchor)
-            except FspfError as exc:
+            except BaseException as exc:
+                if not isinstance(exc, FspfError):
+                    log.exception("the anchoring thread ends")
                 with self._lag:
                     self._anchoring = False
                     if self._freshness.mode is FreshnessMode.NONE and isinstance(exc, CasUnreachableError):
@@ -298,9 +305,10 @@ class Commits:
                         self._pending.clear()
                         self._lag.notify_all()
                         continue
-                    self._cas_failure = exc
+                    self._cas_failure = exc if isinstance(exc, FspfError) else FspfError(f"anchoring failed: {exc!r}")
                     self._pending.clear()
                     self._lag.notify_all()
+                self._fail(self._cas_failure)
                 return
             self._store.commit_anchored(newest.number)
             with self._lag:
@@ -329,12 +337,19 @@ class Commits:
             self._lease = self._cas.renew(self._volume_id, self._lease)
         except CasUnreachableError as exc:
             log.warning("the lease could not be renewed, it will be tried again: %s", exc)
-        except CasError as exc:
+        except FspfError as exc:
             self._fail(exc)
             raise
-        except LeaseError as exc:
-            self._fail(exc)
-            raise
+        else:
+            self._contact = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def _check_lease(self) -> None:
+        """Ask whether we may still write, if we have not heard of the CAS for long: we may have slept.
+
+        A stale writer must not reach the disk: its root record would overwrite the next writer's.
+        """
+        if time.clock_gettime(time.CLOCK_BOOTTIME) - self._contact > _LONG_SILENCE_S:
+            self.renew()
 
     def stop(self) -> None:
         """End the anchoring thread after it has sent what it has."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -83,7 +84,12 @@ class Contents:
         content.handles -= 1
         if content.handles == 0:
             self.flush(content)
-            self._open.pop(content.ino, None)
+            self._let_go(content)
+
+    def _let_go(self, content: Content) -> None:
+        """Drop *content*, unless another has taken its place."""
+        if self._open.get(content.ino) is content:
+            del self._open[content.ino]
 
     def forget(self, ino: Ino) -> Content | None:
         """Let go of a content whose inode is being deleted, unflushed."""
@@ -106,6 +112,7 @@ class Contents:
     def flush(self, content: Content) -> None:
         """Seal what is dirty and store the content root in the inode's row."""
         if not content.changed:
+            self._changed.discard(content)
             return
         content.changed = False  # before the flush: a write that comes during it sets it again
         self._changed.discard(content)
@@ -148,7 +155,7 @@ class Contents:
                 content.failure = exc if isinstance(exc, OSError | FspfError) else OSError(errno.EIO, str(exc))
                 continue
             if content.handles == 0:
-                self._open.pop(content.ino, None)
+                self._let_go(content)
 
     def failures(self) -> list[OSError | FspfError]:
         """Return why contents are still unflushed."""
@@ -161,7 +168,7 @@ class OpenFile:
     Every method raises `DamagedFileError` for a range that does not verify, and OSError as the system call would.
     """
 
-    __slots__ = ("_closed", "_content", "_keep_times", "_volume", "_writable")
+    __slots__ = ("_changing", "_closed", "_content", "_keep_times", "_volume", "_writable")
 
     def __init__(self, volume: InodeVolume, content: Content, *, writable: bool, preserve_times: bool) -> None:
         self._volume = volume
@@ -169,6 +176,7 @@ class OpenFile:
         self._writable = writable
         self._keep_times = preserve_times
         self._closed = False
+        self._changing = threading.Lock()  # a change ends before a close begins: the next handle may get another tree
 
     def __enter__(self) -> Self:
         return self
@@ -224,43 +232,48 @@ class OpenFile:
 
     def write(self, offset: int, data: Buffer) -> int:
         """Write all of *data*; a gap before it becomes a hole."""
+        with self._changing:
+            return self._write(offset, data)
+
+    def _write(self, offset: int, data: Buffer) -> int:
         tree = self._check_writable()
         try:
-            written = tree.write(data, offset)
+            return tree.write(data, offset)
         except ChunkError as exc:
             raise self._damaged(exc) from None
         finally:
             self._volume.contents.note_change(self._content, times=not self._keep_times)
-        return written
 
     def append(self, data: Buffer) -> int:
         """Write *data* at the end as one step; the offset it went to."""
-        with self._volume.lock:  # appends exclude each other; other writers do not move the end backwards under us
+        with self._changing, self._volume.lock:  # in this order everywhere; the volume's lock excludes other appends
             offset = self._content.tree.size
-            self.write(offset, data)
+            self._write(offset, data)
         return offset
 
     def truncate(self, size: int) -> None:
         """Cut or extend (with a hole) to *size* bytes."""
         if size < 0:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        tree = self._check_writable()
-        try:
-            tree.truncate(size)
-        except ChunkError as exc:
-            raise self._damaged(exc) from None
-        finally:
-            self._volume.contents.note_change(self._content, times=not self._keep_times)
+        with self._changing:
+            tree = self._check_writable()
+            try:
+                tree.truncate(size)
+            except ChunkError as exc:
+                raise self._damaged(exc) from None
+            finally:
+                self._volume.contents.note_change(self._content, times=not self._keep_times)
 
     def punch(self, offset: int, length: int) -> None:
         """Make *length* bytes from *offset* a hole; the size stays."""
-        tree = self._check_writable()
-        try:
-            tree.punch(offset, length)
-        except ChunkError as exc:
-            raise self._damaged(exc) from None
-        finally:
-            self._volume.contents.note_change(self._content, times=not self._keep_times)
+        with self._changing:
+            tree = self._check_writable()
+            try:
+                tree.punch(offset, length)
+            except ChunkError as exc:
+                raise self._damaged(exc) from None
+            finally:
+                self._volume.contents.note_change(self._content, times=not self._keep_times)
 
     def allocate(self, offset: int, length: int, *, keep_size: bool) -> None:
         """Make room as fallocate(2) does: the size grows; space is taken when data comes, as on any copy-on-write system."""
@@ -291,7 +304,8 @@ class OpenFile:
     def flush(self) -> None:
         """Seal what was written and report what cannot be, as close(2) does; nothing becomes durable by it."""
         self._check_open()
-        if self._writable and self._content.changed and self._volume.failed is None:
+        if self._writable and self._content.changed:
+            self._volume.check_writable()
             self._volume.flush_content(self._content)
         failure, self._content.failure = self._content.failure, None
         if failure is not None:
@@ -304,8 +318,9 @@ class OpenFile:
 
     def close(self) -> None:
         """Give the handle back. Idempotent; raises if the data could not be written."""
-        if not self._closed:
-            self._closed = True
+        with self._changing:
+            closed, self._closed = self._closed, True
+        if not closed:
             self._volume.close_content(self._content)
 
 

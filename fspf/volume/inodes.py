@@ -34,7 +34,7 @@ XATTR_SIZE_MAX: Final = 65536  # bytes, as Linux has it
 XATTR_LIST_MAX: Final = 65536  # bytes of all names of one inode together
 _XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.", b"system.")
 _MAX_OPERATIONS: Final = 100_000  # changes after which a commit is due however young: bounds SQLite's journal in memory
-_UNSET: Final = object()
+_MAX_OPERATIONS_IN_NEED: Final = 50  # the same when space is low: what a commit writes must fit the reserve
 
 
 class Attr(NamedTuple):
@@ -107,6 +107,9 @@ class InodeVolume:
         self.failed: str | None = None
         self.failure: FspfError | None = None  # the error behind `failed`
         self.opened_by = os.getpid()
+        self.ended = False  # the last commit is done; nothing may follow it
+        self.low_on_space = False  # as of the last commit
+        self.no_space = False  # the last commit had no room for the namespace: nothing new until one has
         self._held: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()  # inodes without a name that something still holds
 
@@ -115,7 +118,7 @@ class InodeVolume:
     def fsync(self, ino: Ino | None = None) -> None:
         raise NotImplementedError
 
-    def commit(self) -> None:
+    def commit_soon(self) -> None:
         raise NotImplementedError
 
     def fail(self, reason: str | FspfError) -> None:
@@ -129,9 +132,16 @@ class InodeVolume:
         if self.opened_by != os.getpid():  # a child has its parent's lease, and would repeat its nonces
             message = "the volume was opened before a fork: only the process that opened it can change it"
             raise ReadOnlyError(message)
+        if self.ended:
+            message = "the volume is closed"
+            raise ReadOnlyError(message)
         if self.failed is not None:
             message = f"the volume turned read-only: {self.failed}"
             raise ReadOnlyError(message)
+
+    def check_growth(self) -> None:
+        """Raise ENOSPC when only the reserve is left."""
+        raise NotImplementedError
 
     def check_space(self, length: int) -> None:
         """Raise ENOSPC when *length* more bytes cannot fit."""
@@ -280,6 +290,7 @@ class InodeVolume:
             directory = self._directory(parent)
             if directory.nlink == 0:
                 raise error(errno.ENOENT, name)
+            self.check_growth()
             for key, value in (xattrs or {}).items():
                 self._check_xattr(key, value)
             now = time.time_ns()
@@ -301,9 +312,9 @@ class InodeVolume:
                         namespace.update(parent, nlink=directory.nlink + 1)
             elif not namespace.add_inode(row, parent, name):
                 raise error(errno.EEXIST, name)
-            namespace.touch(parent, now)
             namespace.next_ino += 1
             namespace.files += 1
+            namespace.touch(parent, now)
         self._bound_memory()
         return ino
 
@@ -560,6 +571,8 @@ class InodeVolume:
         self._check_region(other, self._row(old_parent), old_name)
         self._check_no_loop(row, new_parent, new_name)
         self._check_no_loop(other, old_parent, old_name)
+        self._flush_before_replacing(row)
+        self._flush_before_replacing(other)
         now = time.time_ns()
         namespace = self.namespace
         with namespace.change():
@@ -691,9 +704,9 @@ class InodeVolume:
         self._bound_memory()
 
     def _bound_memory(self) -> None:
-        """Commit when very many changes wait, so that memory stays bounded without a timer."""
-        if self.namespace.operations > _MAX_OPERATIONS and self.failed is None:
-            self.commit()
+        """Ask for a commit when very many changes wait: it must not run here, where the caller may have the lock."""
+        if self.namespace.operations > (_MAX_OPERATIONS_IN_NEED if self.low_on_space else _MAX_OPERATIONS):
+            self.commit_soon()
 
     def new_root_row(self, mode: int, uid: int, gid: int) -> Row:
         """Return the root directory's row for a new volume."""

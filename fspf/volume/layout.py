@@ -256,6 +256,9 @@ class Layout:
 
     # -- writing
 
+    def _keyring_sizes(self) -> set[int]:
+        return {(self.path / name).lstat().st_size for name in (KEYRING, KEYRING_BACKUP)}
+
     def append_keyring(self, records: list[KeyringRecord], known: Keyring) -> None:
         """Add *records* to both copies, durably, one copy after the other; mend copies that differ.
 
@@ -263,10 +266,10 @@ class Layout:
         """
         new = {(record.epoch, record.key_version) for record in records}
         kept = [record for record in known.records if (record.epoch, record.key_version) not in new]
-        if known.repair or len(kept) != len(known.records):
+        length = len(known.records) * KEYRING_RECORD_LEN
+        if known.repair or len(kept) != len(known.records) or self._keyring_sizes() != {length}:
             self.replace_keyring([*kept, *records])
             return
-        length = len(known.records) * 64
         added = b"".join(record.pack() for record in records)
         for name in (KEYRING, KEYRING_BACKUP):
             fd = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -284,6 +287,9 @@ class Layout:
 
     def write_root(self, generation: int, frame: bytes) -> None:
         """Write a root record in place and make it durable. COMMIT.md: the other root file is not touched."""
+        if self._lock_fd is None:
+            message = "a root record is written only under the volume's lock"
+            raise RuntimeError(message)
         name = ROOT_NAMES[generation % 2]
         fd = self._root_fds.get(name)
         if fd is None:

@@ -6,6 +6,7 @@ It knows SQL and nothing of POSIX rules; those are in `fspf.volume.inodes`. Call
 from __future__ import annotations
 
 import errno
+import logging
 import stat
 from contextlib import AbstractContextManager, contextmanager
 from importlib.resources import files
@@ -19,10 +20,12 @@ from fspf.volume.vfs import TreeDatabase
 from fspf_native import ChunkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from fspf_native import Tree
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
 _COUNTERS: Final = ("next_ino", "next_cookie", "files", "bytes", "capabilities")
@@ -122,6 +125,7 @@ class Namespace:
         self.dirty = False
         self.operations = 0
         self.broken: str | None = None
+        self.on_broken: Callable[[str], None] = log.error
         self._touched: dict[Ino, int] = {}
         self._rows: dict[
             Ino, Row
@@ -194,7 +198,7 @@ class Namespace:
         failure = self._database.file.failure
         self._database.file.failure = None
         if self.dirty and not self.connection.in_transaction:
-            self.broken = f"the namespace's open transaction was lost: {exc}"
+            self._break(f"the namespace's open transaction was lost: {exc}")
         if isinstance(failure, ChunkError):
             return IntegrityError(
                 f"namespace: bytes {failure.offset} to {failure.offset + failure.length - 1} are {failure.kind} "
@@ -205,6 +209,11 @@ class Namespace:
         if isinstance(exc, apsw.NoMemError):
             return OSError(errno.ENOMEM, "namespace: out of memory")
         return IntegrityError(f"namespace: {exc}; run fspf verify")
+
+    def _break(self, reason: str) -> None:
+        """Allow no commit any more: what is in memory is not what the callers were told."""
+        self.broken = self.broken or reason
+        self.on_broken(reason)
 
     def _begin(self) -> None:
         """Count a change, and begin SQLite's transaction with the first one after a commit."""
@@ -233,7 +242,7 @@ class Namespace:
             raise self.translate(exc) from exc
 
     def change_inode(self, ino: Ino, **columns: int | bytes | None) -> None:
-        """Make a change that is one `update`; a statement is atomic by itself."""
+        """Make a change that is one `update`: it reads the pages it needs before it changes one."""
         with self.translated():
             self._begin()
         self.update(ino, **columns)
@@ -249,15 +258,11 @@ class Namespace:
             self._begin()
             try:
                 self._execute(_INSERT_ENTRY, (parent, cookie, name, row.ino))
-            except apsw.ConstraintError:
-                return False
-            try:
                 self.insert(row)
-            except BaseException as exc:
-                try:
-                    self._execute("DELETE FROM dirent WHERE parent = ? AND cookie = ?", (parent, cookie))
-                except apsw.Error:
-                    self.broken = f"half of a new file could not be taken back: {exc}"
+            except apsw.ConstraintError:
+                return False  # of the entry: a number is never used twice
+            except (apsw.Error, IntegrityError, OSError) as exc:
+                self._break(f"half of a new file may be in the namespace: {exc}")
                 raise
         return True
 

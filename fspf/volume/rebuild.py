@@ -9,9 +9,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from fspf.core.errors import IntegrityError
 from fspf.volume.namespace import Namespace
-from fspf_native import ChunkError, Tree
+from fspf_native import Tree
 
 if TYPE_CHECKING:
     from fspf.core.types import ContentRoot
@@ -55,8 +54,8 @@ class Rebuild:
     def _run(self) -> None:
         try:
             self._walk()
-        except (ChunkError, IntegrityError, OSError) as exc:
-            self.failure = str(exc)
+        except Exception as exc:  # noqa: BLE001  # closing must know that there is no result
+            self.failure = str(exc) or repr(exc)
             log.error("free space from before the crash stays unused: %s", exc)  # noqa: TRY400  # hostile data, no bug of ours
 
     def _walk(self) -> None:

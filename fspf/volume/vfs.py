@@ -25,7 +25,7 @@ DATABASE_NAME: Final = "namespace"
 class TreeFile:
     """One SQLite file whose bytes are a content tree (the methods are apsw's VFSFile interface).
 
-    apsw turns an exception into SQLITE_IOERR; the cause is kept in `failure` so that
+    apsw turns an exception into a result code of SQLite; the cause is kept in `failure` so that
     the caller can report which bytes of the volume are damaged.
     """
 
@@ -38,7 +38,8 @@ class TreeFile:
             return self._tree.read(offset, amount)
         except (ChunkError, OSError) as exc:
             self.failure = exc
-            raise apsw.IOError(str(exc)) from exc
+            # Not SQLITE_IOERR: that would roll back all that is not committed, also for a SELECT elsewhere.
+            raise apsw.SQLError(str(exc)) from exc
 
     def xWrite(self, data: Buffer, offset: int) -> None:
         try:

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CACHE_BYTES: Final = 32 << 20  # of content-tree nodes; the namespace's pages get a quarter more
 DEFAULT_COMMIT_INTERVAL_S: Final = 5.0
+_LOW_SPACE_BYTES: Final = 64 << 20  # on the host
 _RENEW_INTERVAL_S: Final = 15.0  # a quarter of the embedded CAS's lease
 _FILES_LIMIT: Final = 2**48  # what statfs shows as the number of possible inodes
 
@@ -86,18 +87,21 @@ class Volume(Files):
         self._rebuild: Rebuild | None = None
         self._maintenance: threading.Thread | None = None
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._closed = False
         self._force_commit = False
+        self._reserve = 0  # most slots that the reserve has had
         self._map_is_saved = False  # the newest root record names a space map
         self._owned: Cas | None = None
         self._errors: deque[str] = deque(maxlen=20)
+        self._max_slots = max_bytes // header.chunk_size  # quota, 0 = none
         self.store = Store(
             str(layout.segments),
             chunk_size=header.chunk_size,
             segment_slots=header.segment_slots,
             writable=not read_only,
             cache_bytes=cache_bytes,
-            max_slots=max_bytes // header.chunk_size,
+            max_slots=self._max_slots,
         )
 
     # -- creating
@@ -173,6 +177,7 @@ class Volume(Files):
                 root=root,
             )
             volume.contents = Contents(volume.store, volume.namespace, volume.fail)
+            volume.namespace.on_broken = volume.fail
             volume.commit()
             layout.write_header(header_bytes)
         except BaseException:
@@ -276,6 +281,7 @@ class Volume(Files):
             message = f"namespace: bytes {exc.offset} to {exc.offset + exc.length - 1} are {exc.kind}: run fspf verify"
             raise IntegrityError(message) from exc
         self.contents = Contents(self.store, self.namespace, self.fail)
+        self.namespace.on_broken = self.fail
         if not self.read_only and (purged := self.purge_unlinked()):
             log.info("%d files that were unlinked but open at the last crash are gone", purged)
 
@@ -315,6 +321,8 @@ class Volume(Files):
                 self.store.start_map(state.space_map, state.end_of_slots)
             except ChunkError as exc:
                 log.warning("the space map is %s and is rebuilt", exc.kind)
+            except OSError as exc:
+                log.warning("the space map cannot be read and is rebuilt: %s", exc)
             else:
                 self._map_is_saved = True
                 return
@@ -399,10 +407,13 @@ class Volume(Files):
                     f"namespace: bytes {exc.offset} to {exc.offset + exc.length - 1} are {exc.kind}: run fspf verify"
                 )
                 raise IntegrityError(message) from exc
-            except OSError:
+            except OSError as exc:
                 self._force_commit = True  # SQLite has committed: the flush is still due
+                self.no_space = self.low_on_space = exc.errno in {errno.ENOSPC, errno.EDQUOT}
                 raise
             self._force_commit = False
+            self.low_on_space = self._is_low_on_space()
+            self.no_space = self.low_on_space and self._reserve_is_used()
             self._map_is_saved = space_map is not None
             return Prepared(
                 namespace=namespace_root,
@@ -411,6 +422,26 @@ class Volume(Files):
                 total_bytes=max(self.namespace.bytes, 0),
                 number=self.store.commit_begin(),
             )
+
+    def _is_low_on_space(self) -> bool:
+        """Tell whether commits should be small, so that the reserve is enough for the next one."""
+        if self._max_slots and self.store.stats()["slots_used"] > self._max_slots * 3 // 4:
+            return True
+        host = os.statvfs(self.path)
+        return host.f_bavail * host.f_frsize < _LOW_SPACE_BYTES
+
+    def _reserve_is_used(self) -> bool:
+        """Tell whether the namespace had to go into the reserve: what is left of it is for taking away."""
+        reserved = self.store.stats()["slots_reserved"]
+        self._reserve = max(self._reserve, reserved)
+        return reserved < self._reserve
+
+    def check_growth(self) -> None:
+        """Refuse what makes the namespace larger while only the reserve is left: removing must stay possible."""
+        if self.no_space:
+            if self._is_low_on_space():
+                raise error(errno.ENOSPC)
+            self.no_space = False  # somebody made room outside the volume
 
     @property
     def _can_save_map(self) -> bool:
@@ -423,7 +454,7 @@ class Volume(Files):
             return None
         try:
             return ContentRoot(*self.store.save_map())
-        except OSError as exc:
+        except (OSError, ChunkError, RuntimeError) as exc:
             log.warning("the space map could not be saved and will be rebuilt: %s", exc)
             return None
 
@@ -448,17 +479,27 @@ class Volume(Files):
         now = time.monotonic()
         next_renewal = now + _RENEW_INTERVAL_S
         next_commit = now + commit_interval if commit_interval is not None else float("inf")
-        while not self._stop.wait(max(0.0, min(next_renewal, next_commit) - time.monotonic())):
-            if self.failed is not None:
+        while True:
+            self._wake.wait(min(max(0.0, min(next_renewal, next_commit) - time.monotonic()), threading.TIMEOUT_MAX))
+            if self._stop.is_set() or self.failed is not None:
                 return
             now = time.monotonic()
-            if now >= next_commit and commit_interval is not None:
+            if now >= next_commit or self._wake.is_set():
+                self._wake.clear()
                 self._commit_by_clock()
-                next_commit = time.monotonic() + commit_interval
+                next_commit = time.monotonic() + (commit_interval or float("inf"))
             if now >= next_renewal:
                 with suppress(FspfError):  # `fail` has logged it
                     self._commits.renew()
                 next_renewal = time.monotonic() + _RENEW_INTERVAL_S
+
+    def commit_soon(self) -> None:
+        """Let the maintenance thread commit now, without waiting for it."""
+        self._wake.set()
+
+    def note_error(self, text: str) -> None:
+        """Let `status` show an error that was found outside, as the mount finds damage."""
+        self._errors.append(text)
 
     def _commit_by_clock(self) -> None:
         assert self._commits is not None
@@ -494,6 +535,9 @@ class Volume(Files):
                 problem = self._last_commit()
             else:
                 problem = self.failure or FspfError(f"the volume had turned read-only: {self.failed}")
+            with self.lock:
+                self.ended = True
+            self._commits.wait_idle()
             self._commits.stop()
             with suppress(FspfError):  # the lease then ends by itself
                 self._commits.release()
@@ -539,6 +583,7 @@ class Volume(Files):
     def _end_threads(self) -> None:
         self._closed = True
         self._stop.set()
+        self._wake.set()
         if self._maintenance is not None and self._maintenance is not threading.current_thread():
             self._maintenance.join()
 

@@ -60,6 +60,8 @@ BOUNDARIES: Final[dict[tuple[str, str], str]] = {
     # Requests without an answer, that pass the error to the first boundary's table.
     ("fspf.mount.operations", "Operations.forget"): "FORGET has no answer, so no error either",
     ("fspf.mount.operations", "Operations._settle"): "one failure must not keep the other files open",
+    ("fspf.volume.rebuild", "Rebuild._run"): "whatever ends the walk, closing must know that there is no result",
+    ("fspf.volume.commit", "Commits._anchor_loop"): "whatever ends the thread, writers must not wait for it",
     # Threads: what they catch is raised again where their result is taken.
     ("fspf.volume.importer", "_Importer._commit"): "raised again by the thread that imports",
     ("fspf.volume.reader", "TreeReader._work"): "raised again by the thread that takes the batches",
