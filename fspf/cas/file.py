@@ -10,6 +10,7 @@ import ctypes
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -263,12 +264,17 @@ class CasFile:
         self._identity = self._stat()
         if self._identity is None:
             raise self._missing()
+        if os.path.isdir(self.path):
+            raise CasError(f"{self.path} is a directory: name the CAS file itself, such as {self.path}/cas.sqlite")
         if os.path.getsize(self.path) == 0:
             raise CasError(f"the CAS {self.path} is empty: it was cut off; restore it from a backup")
         self._frozen = ""
         try:
             try:
-                self._try_connect(self.path, apsw.SQLITE_OPEN_READWRITE)
+                if self._may_connect():
+                    self._try_connect(self.path, apsw.SQLITE_OPEN_READWRITE)
+                else:
+                    self._connect_to_image()
             except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError):
                 # A file in WAL mode needs files beside it even for reading. Where they cannot be made, nobody
                 # writes, or only somebody who will not mind being read at an instant between two commits.
@@ -278,6 +284,23 @@ class CasFile:
         except BaseException:
             self._disconnect()
             raise
+
+    def _may_connect(self) -> bool:
+        """Tell whether SQLite may open the file itself, and mend what an earlier reader left beside it.
+
+        What SQLite makes beside a file gets the file's mode, and is left behind by a connection that cannot write:
+        made for a read-only file, it would keep everybody from writing after the file is writable again.
+        """
+        beside = [self.path + suffix for suffix in ("-wal", "-shm")]
+        if not os.access(self.path, os.W_OK, effective_ids=True):
+            return all(map(os.path.exists, beside))  # a writer's, to be read with it; nothing is made
+        mode = stat.S_IMODE(os.stat(self.path).st_mode)
+        for path in beside:
+            with contextlib.suppress(OSError):  # gone, or another's: SQLite will say so
+                status = os.lstat(path)
+                if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWUSR:
+                    os.chmod(path, mode)
+        return True
 
     def _try_connect(self, name: str, flags: int) -> None:
         connection = apsw.Connection(name, flags=flags, vfs=self._vfs)
@@ -309,7 +332,7 @@ class CasFile:
             self._try_connect(f"file:{quote(path)}?immutable=1", apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         else:
             self._try_connect(path, apsw.SQLITE_OPEN_READWRITE)
-        self._frozen = "its directory or disk cannot be written"
+        self._frozen = "the file, its directory or its disk cannot be written"
 
     def _disconnect(self) -> None:
         connection, self._connection, self._identity = self._connection, None, None

@@ -162,7 +162,7 @@ class TestForeignFiles:
         self.refused(cas_path, CasError, "empty: it was cut off")
 
     def test_directory(self, scratch: Path) -> None:
-        with pytest.raises(CasUnreachableError, match=r"cannot be opened|input/output"):
+        with pytest.raises(CasError, match=r"is a directory: name the CAS file itself, such as .*/cas\.sqlite$"):
             EmbeddedCas(str(scratch))
 
     def test_newer_version(self, made: CasRecord, cas_path: str) -> None:
@@ -335,6 +335,35 @@ class TestReadOnly:
         assert value == "1"
         assert refusal.startswith("CasError 23")
         assert "read-only" in refusal
+
+    @pytest.mark.parametrize("directory", [0o500, 0o700])
+    def test_reading_it_does_not_keep_the_owner_from_writing_later(
+        self, made: CasRecord, cas_path: str, directory: int
+    ) -> None:
+        self.give(cas_path, 0o400)
+        self.own_directory(cas_path, directory)
+        value, refusal = self.ask(cas_path)
+        assert value == "1"
+        assert "read-only" in refusal
+        assert sorted(os.listdir(os.path.dirname(cas_path))) == ["cas.sqlite", "cas.sqlite.key"]
+        os.chmod(cas_path, 0o600)
+        self.own_directory(cas_path, 0o700)
+        assert self.ask(cas_path) == ["1"]
+
+    def test_read_only_files_that_an_older_version_left_beside_it_are_mended(
+        self, made: CasRecord, cas_path: str
+    ) -> None:
+        for suffix in ("-wal", "-shm"):
+            Path(cas_path + suffix).touch()
+        self.give(cas_path, 0o400)
+        os.chmod(cas_path, 0o600)
+        self.own_directory(cas_path, 0o700)
+        assert self.ask(cas_path) == ["1"]
+
+    def own_directory(self, path: str, mode: int) -> None:
+        directory = os.path.dirname(path)
+        os.chown(directory, 65534, 65534)
+        os.chmod(directory, mode)
 
     def test_log_of_a_dead_writer_beside_it(self, open_embedded: OpenEmbedded, cas_path: str, scratch: Path) -> None:
         cas = open_embedded()
