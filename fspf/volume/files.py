@@ -446,7 +446,10 @@ class Files(InodeVolume):
         check_arguments(parsed, buffering, encoding, errors, newline)
         with naming(path):
             raw = self._open_raw(path, parsed)
-        return wrap(raw, parsed, buffering, encoding, errors, newline)
+        stream = wrap(raw, parsed, buffering, encoding, errors, newline)
+        if parsed.writable:
+            self.streams.add(stream)
+        return stream
 
     def _open_raw(self, path: AnyPath, mode: Mode) -> RawFile:
         raw_path = encode(path)

@@ -11,7 +11,8 @@ import stat
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakSet
 
 from fspf.core.errors import DamagedFileError, FspfError, ReadOnlyError
 from fspf.core.types import HOLE, ROOT_INO, Ino, Protection
@@ -107,6 +108,7 @@ class InodeVolume:
         self.failed: str | None = None
         self.failure: FspfError | None = None  # the error behind `failed`
         self.opened_by = os.getpid()
+        self.streams: WeakSet[IO[Any]] = WeakSet()  # opened for writing: closing the volume closes them
         self.ended = False  # the last commit is done; nothing may follow it
         self.low_on_space = False  # as of the last commit
         self.no_space = False  # the last commit had no room for the namespace: nothing new until one has

@@ -185,6 +185,7 @@ class Namespace:
 
     def close(self) -> None:
         """Drop what was not committed and close."""
+        self._rows.clear()
         self._database.close()
 
     # -- transactions and errors
@@ -195,6 +196,8 @@ class Namespace:
 
     def translate(self, exc: apsw.Error) -> Exception:
         """Return the error of ours that *exc* stands for."""
+        if isinstance(exc, apsw.ConnectionClosedError):
+            return ValueError("the volume is closed")
         failure = self._database.file.failure
         self._database.file.failure = None
         if self.dirty and not self.connection.in_transaction:

@@ -524,15 +524,15 @@ class Volume(Files):
         if self.opened_by != os.getpid():
             self._closed = True  # the parent's threads, locks and lease are not ours to end
             return
+        problem = self._close_streams()
         self._end_threads()
         if self.read_only:
             self._release_files()
             return
         assert self._commits is not None
-        problem: BaseException | None = None
         try:
             if self.failed is None:
-                problem = self._last_commit()
+                problem = self._last_commit() or problem
             else:
                 problem = self.failure or FspfError(f"the volume had turned read-only: {self.failed}")
             with self.lock:
@@ -545,6 +545,16 @@ class Volume(Files):
             self._release_files()
         if problem is not None:
             raise problem
+
+    def _close_streams(self) -> BaseException | None:
+        """Close what the caller left open for writing: what is in its buffers is data of this volume."""
+        problem: BaseException | None = None
+        for stream in list(self.streams):
+            try:
+                stream.close()
+            except (OSError, FspfError) as exc:
+                problem = problem or exc
+        return problem
 
     def _last_commit(self) -> BaseException | None:
         assert self._commits is not None
@@ -630,6 +640,9 @@ class Volume(Files):
 
     def status(self) -> dict[str, Any]:
         """Return what `fspf status` shows; JSON-able."""
+        if self.ended:
+            message = "the volume is closed"
+            raise ValueError(message)
         stats = self.store.stats()
         commits = self._commits
         state = self.root_record

@@ -216,3 +216,25 @@ def test_failed_append_to_a_damaged_file_leaves_its_size(tmp_path: Path, cas: Ca
         else:
             pytest.fail("the damage was not noticed")
     volume.abandon()
+
+
+def test_closing_the_volume_closes_streams_left_open(tmp_path: Path, cas: Cas) -> None:
+    with Volume.create(tmp_path / "v", cas, **SMALL) as volume:
+        binary = volume.open_stream("/binary", "wb")
+        binary.write(b"buffered")
+        text = volume.open_stream("/text", "w", encoding="utf-8")
+        text.write("buffered, and encoded late")
+    assert binary.closed
+    assert text.closed
+    with Volume.open(tmp_path / "v", cas, read_only=True) as volume:
+        assert volume.read_bytes("/binary") == b"buffered"
+        assert volume.read_bytes("/text") == b"buffered, and encoded late"
+
+
+def test_use_after_close_is_no_damage(tmp_path: Path, cas: Cas) -> None:
+    volume = Volume.create(tmp_path / "v", cas, **SMALL)
+    volume.close()
+    with pytest.raises(ValueError, match="the volume is closed"):
+        volume.stat("/")
+    with pytest.raises(ValueError, match="the volume is closed"):
+        volume.status()
