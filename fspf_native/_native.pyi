@@ -134,6 +134,8 @@ class Store:
         """Punch out slots freed since the last trim and clear their checksum entries; bytes given back."""
     def drop_reserve(self) -> int:
         """Give the reserve up for good, before the last trim of a clean close; slots freed by it."""
+    def refill_reserve(self) -> int:
+        """Fill the reserve as far as there is room; slots in it."""
     def end_of_slots(self) -> int:
         """One above the highest slot in use."""
     def stats(self) -> dict[str, int]:

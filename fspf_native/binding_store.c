@@ -173,6 +173,13 @@ static fspf_status do_drop_reserve(store *st, uint64_t *out, fspf_error *err)
     return ST_OK;
 }
 
+static fspf_status do_refill_reserve(store *st, uint64_t *out, fspf_error *err)
+{
+    (void)err;
+    *out = slots_fill_reserve(&st->slots);
+    return ST_OK;
+}
+
 static fspf_status do_end(store *st, uint64_t *out, fspf_error *err)
 {
     (void)err;
@@ -219,6 +226,11 @@ static PyObject *store_trim_py(PyObject *self, PyObject *Py_UNUSED(unused))
 static PyObject *store_drop_reserve_py(PyObject *self, PyObject *Py_UNUSED(unused))
 {
     return number_of(self, do_drop_reserve);
+}
+
+static PyObject *store_refill_reserve_py(PyObject *self, PyObject *Py_UNUSED(unused))
+{
+    return number_of(self, do_refill_reserve);
 }
 
 static PyObject *store_end_py(PyObject *self, PyObject *Py_UNUSED(unused))
@@ -330,6 +342,8 @@ static PyMethodDef store_methods[] = {
      "trim($self)\n--\n\nPunch out slots freed since the last trim; bytes given back."},
     {"drop_reserve", store_drop_reserve_py, METH_NOARGS,
      "drop_reserve($self)\n--\n\nGive the reserve up, before the last trim; slots."},
+    {"refill_reserve", store_refill_reserve_py, METH_NOARGS,
+     "refill_reserve($self)\n--\n\nFill the reserve as far as there is room; slots in it."},
     {"end_of_slots", store_end_py, METH_NOARGS, "end_of_slots($self)\n--\n\nOne above the highest slot in use."},
     {"stats", store_stats_py, METH_NOARGS, "stats($self)\n--\n\nNumbers."},
     {"close", store_close_py, METH_NOARGS, "close($self)\n--\n\nClose all files; later use raises RuntimeError."},

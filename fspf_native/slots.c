@@ -392,7 +392,7 @@ uint64_t slots_drop_reserve(slots *s)
     return dropped;
 }
 
-void slots_fill_reserve(slots *s)
+static void fill_reserve(slots *s)
 {
     for (;;) {
         fspf_error err = {0};
@@ -425,6 +425,15 @@ void slots_fill_reserve(slots *s)
             return;
         }
     }
+}
+
+uint64_t slots_fill_reserve(slots *s)
+{
+    fill_reserve(s);
+    pthread_mutex_lock(&s->lock);
+    uint64_t reserved = s->reserve.slots;
+    pthread_mutex_unlock(&s->lock);
+    return reserved;
 }
 
 /* ---- rebuilding, trimming ---- */

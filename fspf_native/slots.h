@@ -51,7 +51,8 @@ bool slots_mark_used(slots *s, uint64_t slot);
 /* `count` slots in as few runs as there are; all or ST_OS/ENOSPC. */
 fspf_status slots_allocate(slots *s, uint64_t count, run_list *out, fspf_error *err);
 fspf_status slots_take_reserve(slots *s, uint64_t count, run_list *out, fspf_error *err);
-void slots_fill_reserve(slots *s);
+/* Slots that are in the reserve afterwards. */
+uint64_t slots_fill_reserve(slots *s);
 /* Free now. */
 void slots_free(slots *s, uint64_t start, uint64_t count);
 void slots_free_runs(slots *s, run_list *list);

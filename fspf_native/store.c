@@ -414,7 +414,7 @@ fspf_status store_commit_anchored(store *st, uint64_t number, fspf_error *err)
     }
     pthread_mutex_unlock(&st->commit_lock);
     if (!st->reserve_wanted && st->epoch != 0) {
-        slots_fill_reserve(&st->slots);
+        (void)slots_fill_reserve(&st->slots);
     }
     return ST_OK;
 }

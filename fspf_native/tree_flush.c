@@ -104,7 +104,7 @@ fspf_status seal_batch(tree *t, seal_item *items, size_t count, fspf_error *err)
         goto done;
     }
     if (atomic_exchange(&st->reserve_wanted, false)) {
-        slots_fill_reserve(&st->slots);
+        (void)slots_fill_reserve(&st->slots);
     }
     for (size_t i = 0; i < count; i++) {
         seal_item *item = &items[i];

@@ -439,6 +439,11 @@ class Namespace:
         with self.translated():
             self._execute("DELETE FROM xattr WHERE ino = ? AND name = ?", (ino, name))
 
+    def free_pages(self) -> int:
+        """Return the pages that deleting has left inside the database."""
+        with self.translated():
+            return int(self.connection.pragma("freelist_count"))
+
     def contents(self) -> Iterator[tuple[Ino, ContentRoot, Protection]]:
         """Return the content roots of all regular files that have chunks; for the rebuild of the space map."""
         with self.translated():

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 DEFAULT_CACHE_BYTES: Final = 32 << 20  # of content-tree nodes; the namespace's pages get a quarter more
 DEFAULT_COMMIT_INTERVAL_S: Final = 5.0
 _LOW_SPACE_BYTES: Final = 64 << 20  # on the host
+_FREE_PAGES_TO_GROW: Final = 64  # of the namespace: so many let it take names without growing
 _RENEW_INTERVAL_S: Final = 15.0  # a quarter of the embedded CAS's lease
 _FILES_LIMIT: Final = 2**48  # what statfs shows as the number of possible inodes
 
@@ -413,7 +414,7 @@ class Volume(Files):
                 raise
             self._force_commit = False
             self.low_on_space = self._is_low_on_space()
-            self.no_space = self.low_on_space and self._reserve_is_used()
+            self.no_space = self.low_on_space and self._only_reserve_is_left()
             self._map_is_saved = space_map is not None
             return Prepared(
                 namespace=namespace_root,
@@ -430,18 +431,28 @@ class Volume(Files):
         host = os.statvfs(self.path)
         return host.f_bavail * host.f_frsize < _LOW_SPACE_BYTES
 
-    def _reserve_is_used(self) -> bool:
-        """Tell whether the namespace had to go into the reserve: what is left of it is for taking away."""
-        reserved = self.store.stats()["slots_reserved"]
+    def _only_reserve_is_left(self) -> bool:
+        """Tell whether there is no full reserve with as much room beside it: the rest is for taking away."""
+        stats = self.store.stats()
+        reserved = stats["slots_reserved"]
         self._reserve = max(self._reserve, reserved)
-        return reserved < self._reserve
+        host = os.statvfs(self.path)
+        room = host.f_bavail * host.f_frsize // self.header.chunk_size
+        if self._max_slots:
+            room = min(room, self._max_slots - stats["slots_used"] - stats["slots_pending"] - reserved)
+        return reserved < self._reserve or room < self._reserve
 
     def check_growth(self) -> None:
         """Refuse what makes the namespace larger while only the reserve is left: removing must stay possible."""
         if self.no_space:
-            if self._is_low_on_space():
+            self.store.refill_reserve()
+            if (
+                self._is_low_on_space()
+                and self._only_reserve_is_left()
+                and self.namespace.free_pages() < _FREE_PAGES_TO_GROW
+            ):
                 raise error(errno.ENOSPC)
-            self.no_space = False  # somebody made room outside the volume
+            self.no_space = False  # there is room again, inside the volume or outside
 
     @property
     def _can_save_map(self) -> bool:

@@ -56,7 +56,11 @@ class Cli:
         command = [sys.executable, "-m", "fspf", *words]
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process: subprocess.Popen[bytes] = subprocess.Popen(
-            command, cwd=self.home, env=self.environment, preexec_fn=_default_hangup, **(pipes | options)
+            command,
+            cwd=self.home,
+            env=self.environment,
+            preexec_fn=_default_hangup,
+            **(pipes | options),  # noqa: PLW1509  # one thread
         )
         return process
 

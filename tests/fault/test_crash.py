@@ -22,8 +22,8 @@ CI_LEVEL = [  # workload, seed, freshness, share of the states (None: all), fewe
     pytest.param("mixed", 1, "strict", 500, 900, id="random operations"),
     pytest.param("busy", 1, "strict", 500, 900, id="others write while a commit waits"),
     pytest.param("rekeys", 1, "strict", None, 400, id="rekey"),
-    pytest.param("busy", 2, "bounded:50ms,3", 300, 500, id="bounded"),
-    pytest.param("mixed", 3, "none", 300, 500, id="no freshness"),
+    pytest.param("busy", 2, "bounded:50ms,3", 600, 500, id="bounded"),
+    pytest.param("mixed", 3, "none", 600, 500, id="no freshness"),
 ]
 
 
