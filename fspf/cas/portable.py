@@ -33,7 +33,7 @@ assert _HEAD.size == 34
 assert SALT_LEN == 16
 
 TAKEOVER_ADVICE: Final = (
-    "the CAS that imported the records now owns the volumes: remove them from the old one with `fspf cas` "
+    "the CAS that imported the records now owns the volumes: remove them from the old one with `fspf cas remove` "
     "before anybody writes, since two CAS that both move an anchor make a fork"
 )
 

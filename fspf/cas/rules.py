@@ -201,7 +201,7 @@ def merge(
             raise LeaseHeldError(existing.lease.holder)
         if not same_key:
             raise VolumeExistsError(
-                "this CAS has the volume with another key: nothing was imported; use replace only if the imported one is right"
+                "this CAS has the volume with another key: nothing was imported; use --replace only if the imported one is right"
             )
         here, there = existing.anchor, incoming.anchor
         if there != here and there.generation <= here.generation:

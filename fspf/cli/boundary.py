@@ -58,11 +58,11 @@ def guard(console: Console, action: Callable[[], int]) -> int:
         _trace(console)
         _report(console, exc, EXIT_ERROR, "not enough memory")
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        console.complain("error", "interrupted")
+    except KeyboardInterrupt as exc:
+        _report(console, exc, EXIT_INTERRUPTED, "interrupted")
         return EXIT_INTERRUPTED
-    except Terminated:
-        console.complain("error", "ended by a signal")
+    except Terminated as exc:
+        _report(console, exc, EXIT_TERMINATED, "ended by a signal")
         return EXIT_TERMINATED
     except Exception as exc:  # noqa: BLE001 - one of the three boundaries (style 2.11)
         _trace(console)

@@ -170,7 +170,8 @@ def _document_passphrase(args: Namespace, *, new: bool) -> bytes:
     if args.export_passphrase_file is not None or args.export_passphrase_fd is not None:
         return read_passphrase(args.export_passphrase_file, args.export_passphrase_fd)
     what = "passphrase of the exported file"
-    return ask_twice(what) if new else ask_passphrase(f"{what}: ")
+    option = "--export-passphrase"
+    return ask_twice(what, option) if new else ask_passphrase(f"{what}: ", option)
 
 
 def _export(args: Namespace, console: Console) -> int:

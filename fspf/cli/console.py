@@ -201,6 +201,13 @@ class Console:
         else:
             self._to_stderr(f"fspf: {level}: {_message(text)}\n".encode("utf-8", "backslashreplace"))
 
+    def give_up(self, kind: str, text: str, exit_code: int) -> None:
+        """Write why the command ends in *exit_code* though no exception does it; with --json as the error object."""
+        if self.as_json:
+            self.complain_json({"error": {"type": kind, "message": text, "exit_code": exit_code}})
+        else:
+            self.complain("error", text)
+
     def complain_json(self, document: Mapping[str, Any]) -> None:
         """Write one JSON document to stderr."""
         self._to_stderr(json.dumps(document).encode("ascii") + b"\n")
@@ -262,7 +269,7 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         if record.levelno >= logging.ERROR:
-            level = "error"
+            level = "warning" if self._console.as_json else "error"  # "error" is how a command ends, an object
         else:
             level = "warning" if record.levelno >= logging.WARNING else "debug"
         self._console.complain(level, " ".join(record.getMessage().split("\n")))

@@ -57,5 +57,6 @@ def run(args: Namespace, console: Console) -> int:
     console.line(f"{printable(args.dest)}: {summary.entries} files, {human_size(summary.bytes)}")
     if summary.errors:
         more = "more than " if summary.not_kept else ""
-        console.complain("error", f"{more}{len(summary.errors)} files could not be written as they were stored")
+        text = f"{more}{len(summary.errors)} files could not be written as they were stored"
+        console.give_up("IntegrityError" if summary.damaged else "IncompleteError", text, summary.exit_code)
     return summary.exit_code

@@ -248,9 +248,8 @@ def _finish(args: Namespace, console: Console, document: dict[str, Any], summary
         f"{printable(args.volume)}: {summary.entries} files, {human_size(summary.bytes)}{changes}; volume {document['volume_id']}"
     )
     if summary.errors:
-        console.complain(
-            "error", f"{_count(summary.errors, summary)} files are not in the volume as they are in SOURCE"
-        )
+        text = f"{_count(summary.errors, summary)} files are not in the volume as they are in SOURCE"
+        console.give_up("IncompleteError", text, summary.exit_code)
         console.complain(
             "hint", "the volume is complete but for them: mend what hinders, and run the command with --update"
         )

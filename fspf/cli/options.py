@@ -128,8 +128,11 @@ def read_passphrase(file: str | None, fd: int | None) -> bytes:
     return passphrase
 
 
-def ask_passphrase(prompt: str) -> bytes:
+def ask_passphrase(prompt: str, option: str = "--passphrase") -> bytes:
     """Ask a person on the terminal.
+
+    Args:
+        option: Beginning of the options that give it otherwise, for the message.
 
     Raises:
         WrongKeyError: There is no terminal, or the answer is empty.
@@ -137,7 +140,7 @@ def ask_passphrase(prompt: str) -> bytes:
     import getpass
 
     if not (sys.stdin and sys.stdin.isatty()):
-        message = "a passphrase is needed and there is no terminal to ask on: give --passphrase-file or --passphrase-fd"
+        message = f"a passphrase is needed and there is no terminal to ask on: give {option}-file or {option}-fd"
         raise WrongKeyError(message)
     try:
         answer = getpass.getpass(prompt).encode("utf-8", "surrogateescape")

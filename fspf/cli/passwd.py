@@ -50,17 +50,20 @@ def run(args: Namespace, console: Console) -> int:
 def _new_passphrase(args: Namespace) -> bytes:
     if args.new_passphrase_file is not None or args.new_passphrase_fd is not None:
         return read_passphrase(args.new_passphrase_file, args.new_passphrase_fd)
-    return ask_twice("new passphrase of the CAS")
+    return ask_twice("new passphrase of the CAS", "--new-passphrase")
 
 
-def ask_twice(what: str) -> bytes:
+def ask_twice(what: str, option: str) -> bytes:
     """Ask a person for a new passphrase.
+
+    Args:
+        option: As for `ask_passphrase`.
 
     Raises:
         WrongKeyError: There is no terminal, or the two answers differ.
     """
-    first = ask_passphrase(f"{what}: ")
-    if first != ask_passphrase("the same again: "):
+    first = ask_passphrase(f"{what}: ", option)
+    if first != ask_passphrase("the same again: ", option):
         message = "the two passphrases differ; nothing was changed"
         raise WrongKeyError(message)
     return first

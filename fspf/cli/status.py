@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         ("state", _state(status)),
         ("generation", f"{status['generation']}, anchored {status['anchored_generation']}"),
         ("freshness", status["freshness"]),
-        ("not committed", human_size(status["dirty_bytes"])),
+        ("not committed", human_size(status["dirty_bytes"]) + (", names or attributes" if status["dirty"] else "")),
         ("files", f"{status['files']}, {human_size(status['bytes'])}"),
         ("CAS", printable(status["cas"])),
         ("daemon", f"{status['pid']}, fspf {status['version']}, for {f'{days} d ' if days else ''}{uptime}"),

@@ -55,12 +55,9 @@ class Cli:
     def start(self, *words: str | bytes | Path, **options: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "fspf", *words]
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes["preexec_fn"] = _default_hangup
         process: subprocess.Popen[bytes] = subprocess.Popen(
-            command,
-            cwd=self.home,
-            env=self.environment,
-            preexec_fn=_default_hangup,
-            **(pipes | options),  # noqa: PLW1509  # one thread
+            command, cwd=self.home, env=self.environment, **(pipes | options)
         )
         return process
 

@@ -62,7 +62,7 @@ def test_exit_code_and_one_line(ending: str) -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("ending", [e for e in ENDINGS if e != "interrupt"])
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_json_error_has_the_same_exit_code(ending: str) -> None:
     failure, expected = ENDINGS[ending]
     code, out, err = run(failure, as_json=True)
