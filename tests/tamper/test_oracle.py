@@ -134,7 +134,7 @@ def test_names_from_unverified_pages_are_noticed(run: Callable[..., str], monkey
     def lenient(self: TreeFile, amount: int, offset: int) -> bytes:
         try:
             return read(self, amount, offset)
-        except apsw.IOError:
+        except apsw.SQLError:
             return bytes(amount)
 
     monkeypatch.setattr(TreeFile, "xRead", lenient)
