@@ -56,6 +56,7 @@ class Boundary:
 
     def __init__(self, repeats: Repeats | None = None) -> None:
         self._repeats = repeats or Repeats()
+        self.on_error: Callable[[str], None] | None = None  # told what is logged at ERROR; `fspf status` shows it
 
     def errno_of(self, handler: str, exc: Exception) -> int:
         """Return the errno for *exc*, and log what somebody should know of."""
@@ -84,6 +85,8 @@ class Boundary:
         line = self._repeats.admit(message)
         if line is not None:
             log.log(level, "%s", line)
+            if level >= logging.ERROR and self.on_error is not None:
+                self.on_error(line)
 
 
 class Guarded(Protocol):

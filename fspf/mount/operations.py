@@ -101,6 +101,7 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.boundary = boundary or Boundary()
+        self.boundary.on_error = volume.note_error
         self._volume = volume
         self._control = control
         self._atime = atime and not volume.read_only

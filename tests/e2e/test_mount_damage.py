@@ -6,6 +6,7 @@ Every kind of damage, without a mount, is in tests/tamper.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import time
@@ -80,6 +81,8 @@ def test_damage_is_an_io_error_for_that_range_only(site: Site, damaged: Path) ->
     lines = [line for line in site.read_log().splitlines() if "ERROR" in line]
     assert any(f"'/f': bytes {100 * CHUNK} to {101 * CHUNK - 1}" in line for line in lines)
     assert 2 <= len(lines) <= 4  # repeats are counted, not written
+    shown = json.loads(site.run("status", "--json", site.mountpoint).stdout)["errors"]
+    assert any(f"'/f': bytes {100 * CHUNK} to {101 * CHUNK - 1}" in line for line in shown)
 
 
 def test_reading_stops_at_the_damage_and_never_gives_wrong_bytes(damaged: Path) -> None:
