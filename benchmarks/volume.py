@@ -160,8 +160,8 @@ def measure_fsync(work: Path, cas: str) -> list[Row]:
 
             for number in range(600):
                 offset = number * 7919 % 16384 * 4096
-                ours.append(seconds(lambda offset=offset: shielded(offset)))  # type: ignore[misc]
-                theirs.append(seconds(lambda offset=offset: host(offset)))  # type: ignore[misc]
+                ours.append(seconds(lambda offset=offset: shielded(offset)))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+                theirs.append(seconds(lambda offset=offset: host(offset)))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
     os.close(plain)
     our, their = statistics.median(ours) * 1e3, statistics.median(theirs) * 1e3
     return [

@@ -80,7 +80,7 @@ def _write_json(console: Console, volume: str, path: bytes, file: OpenFile) -> N
     try:
         rest = b""
         for block in _blocks(file):
-            block = rest + block  # noqa: PLW2901
+            block = rest + block  # noqa: PLW2901  # with what the last block left over
             cut = len(block) - len(block) % 3
             rest = block[cut:]
             console.write(base64.b64encode(memoryview(block)[:cut]))
