@@ -57,6 +57,12 @@ class Boundary:
     def __init__(self, repeats: Repeats | None = None) -> None:
         self._repeats = repeats or Repeats()
         self.on_error: Callable[[str], None] | None = None  # told what is logged at ERROR; `fspf status` shows it
+        self.requests = 0
+        self.failures = 0  # requests that ended with an errno that somebody logged
+
+    def counters(self) -> dict[str, int]:
+        """Return how many requests reached Python, and how many of them were worth a line in the log."""
+        return {"requests": self.requests, "request_errors": self.failures}
 
     def errno_of(self, handler: str, exc: Exception) -> int:
         """Return the errno for *exc*, and log what somebody should know of."""
@@ -76,12 +82,14 @@ class Boundary:
         if isinstance(exc, MemoryError):
             self._log(logging.ERROR, f"{handler}: out of memory")
             return errno.ENOMEM
+        self.failures += 1
         line = self._repeats.admit(f"{handler}: internal error: {type(exc).__name__}: {exc}")
         if line is not None:
             log.error(line, exc_info=exc)
         return errno.EIO
 
     def _log(self, level: int, message: str) -> None:
+        self.failures += 1
         line = self._repeats.admit(message)
         if line is not None:
             log.log(level, "%s", line)
@@ -104,6 +112,7 @@ def guarded(handler: _Handler) -> _Handler:
 
     @functools.wraps(handler)
     async def wrapper(self: Guarded, *args: Any) -> Any:
+        self.boundary.requests += 1
         try:
             return await handler(self, *args)
         except FUSEError:

@@ -21,7 +21,7 @@ from fspf.mount.protocol import describe
 from fspf.mount.system import start_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from fspf.volume.volume import Volume
 
@@ -51,6 +51,7 @@ class Control:
         self._owner = os.geteuid()
         self._last_error: dict[str, Any] | None = None
         self._waiting: list[int] = []  # write ends of pipes: who wants to hear how it ended
+        self._counters: list[Callable[[], Mapping[str, int]]] = []
         self._constant: dict[str, Any] = {
             "mountpoint": mountpoint,
             "options": list(options),
@@ -58,6 +59,17 @@ class Control:
             "pid_start": start_of(os.getpid()),
             "version": __version__,
         }
+
+    def add_counters(self, source: Callable[[], Mapping[str, int]]) -> None:
+        """Let `fspf status` show what *source* counts; a later source replaces names of an earlier one."""
+        self._counters.append(source)
+
+    def counters(self) -> dict[str, int]:
+        """Return what all sources have counted since the mount began."""
+        found: dict[str, int] = {}
+        for source in self._counters:
+            found.update(source())
+        return found
 
     def document(self) -> dict[str, Any]:
         """Return the state of volume and mount; JSON-able."""

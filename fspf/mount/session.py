@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import signal
-import stat
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -17,24 +16,13 @@ import pyfuse3
 import trio
 
 from fspf.core.errors import FspfError, LeaseHeldError
+from fspf.mount.attach import attach
 from fspf.mount.control import Control
 from fspf.mount.operations import Operations
 from fspf.mount.place import refuse_nesting
 from fspf.mount.protocol import describe
-from fspf.mount.system import (
-    FSTYPE,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
-    MS_POSIXACL,
-    MS_RDONLY,
-    mount,
-    notify_systemd,
-    set_read_ahead,
-    sync_filesystem,
-    unmount,
-    users_of,
-)
+from fspf.mount.system import notify_systemd, set_read_ahead, sync_filesystem, unmount, users_of
+from fspf.mount.upkeep import Upkeep
 from fspf.volume.layout import Layout
 from fspf.volume.volume import Volume
 
@@ -72,6 +60,8 @@ async def serve(plan: Plan, open_cas: Callable[[], Cas], on_live: Callable[[], N
             refuse_nesting(cas.url[len(_SQLITE_URL) :], plan.mountpoint, "the CAS")
         volume = _open_volume(plan, cas)
         control = Control(volume, mountpoint=plan.mountpoint, options=options.words)
+        upkeep = Upkeep(plan, control)
+        stack.callback(upkeep.end)
 
         def farewell(
             _kind: type[BaseException] | None, exc: BaseException | None, _trace: TracebackType | None
@@ -85,9 +75,11 @@ async def serve(plan: Plan, open_cas: Callable[[], Cas], on_live: Callable[[], N
             signal.signal(number, signal.SIG_IGN)  # from here on only `_Session` listens, and nothing hurries the end
         operations = Operations(volume, control, atime=options.atime)
         stack.callback(operations.forget_all)
-        session = _Session(plan, operations, on_live)
+        control.add_counters(operations.boundary.counters)
+        session = _Session(plan, operations, upkeep, on_live)
         session.mount(read_only=volume.read_only)
         stack.callback(session.close)
+        stack.callback(upkeep.begin_end)
         log.info("%s is mounted on %s", plan.volume, plan.mountpoint)
         await session.run()
         log.info("%s is unmounted, the last commit begins", plan.mountpoint)
@@ -111,6 +103,10 @@ def _open_volume(plan: Plan, cas: Cas) -> Volume:
         if lease is None:
             raise
         raise LeaseHeldError(lease.holder) from None
+    except OSError as exc:
+        if exc.errno == errno.EROFS:
+            raise FspfError(f"{plan.volume!r} lies on a read-only file system: mount the volume with -o ro") from exc
+        raise
 
 
 def single(exc: BaseException) -> BaseException:
@@ -123,9 +119,10 @@ def single(exc: BaseException) -> BaseException:
 class _Session:
     """The connection to the kernel."""
 
-    def __init__(self, plan: Plan, operations: Operations, on_live: Callable[[], None]) -> None:
+    def __init__(self, plan: Plan, operations: Operations, upkeep: Upkeep, on_live: Callable[[], None]) -> None:
         self._plan = plan
         self._operations = operations
+        self._upkeep = upkeep
         self._on_live = on_live
         self._live = False
         self._left = trio.Event()  # the connection has ended
@@ -137,68 +134,15 @@ class _Session:
         """Mount. Requests wait until `run`.
 
         Raises:
-            FspfError, OSError: The kernel or fusermount3 refused.
+            FspfError: The kernel or fusermount3 refused.
         """
-        descriptor = self._mount_as_root(read_only=read_only) if os.geteuid() == 0 else None
-        if descriptor is not None:
+        descriptor = attach(self._plan, read_only=read_only)
+        try:
             pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
-            return
-        try:
-            pyfuse3.init(self._operations, self._plan.mountpoint, self._fusermount_options(read_only=read_only))
-        except RuntimeError as exc:
-            message = (
-                f"fusermount3 could not mount on {self._plan.mountpoint!r}: is /dev/fuse there and may you use it?"
-            )
-            raise FspfError(message) from exc
-
-    def _mount_as_root(self, *, read_only: bool) -> int | None:
-        """mount(2) ourselves, which can ask for what fusermount3 cannot; None if we may not."""
-        options = self._plan.options
-        flags = MS_POSIXACL
-        for wanted, flag in (
-            (read_only, MS_RDONLY),
-            (not options.suid, MS_NOSUID),
-            (not options.dev, MS_NODEV),
-            (not options.exec, MS_NOEXEC),
-        ):
-            flags |= flag if wanted else 0
-        try:
-            descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        except OSError as exc:
-            message = (
-                f"/dev/fuse cannot be opened: {exc.strerror}: load the fuse module, or give the container the device"
-            )
-            raise FspfError(message) from exc
-        words = [
-            f"fd={descriptor}",
-            f"rootmode={stat.S_IFDIR:o}",
-            f"user_id={os.geteuid()}",
-            f"group_id={os.getegid()}",
-            "default_permissions",
-        ]
-        if options.allow_other:
-            words.append("allow_other")
-        try:
-            mount(self._plan.source, self._plan.mountpoint, FSTYPE, flags, ",".join(words))
-        except PermissionError:
-            os.close(descriptor)
-            return None
         except BaseException:
-            os.close(descriptor)
+            with suppress(OSError):
+                unmount(self._plan.mountpoint, lazy=True)
             raise
-        return descriptor
-
-    def _fusermount_options(self, *, read_only: bool) -> set[str]:
-        options = self._plan.options
-        source = "".join(c if c.isascii() and c.isprintable() and c not in ",\\" else "_" for c in self._plan.source)
-        words = {"default_permissions", f"fsname={source}", "subtype=fspf", "nosuid", "nodev"}
-        if read_only:
-            words.add("ro")
-        if options.allow_other:
-            words.add("allow_other")
-        if not options.exec:
-            words.add("noexec")
-        return words
 
     def close(self) -> None:
         """Close the connection. A mount that never came to life is removed; any other that is left answers ENOTCONN."""
@@ -212,7 +156,7 @@ class _Session:
     async def run(self) -> None:
         """Answer requests until the file system is unmounted, by anybody."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._announce)
+            nursery.start_soon(self._announce, nursery)
             nursery.start_soon(self._listen, nursery)
             try:
                 await pyfuse3.main(max_tasks=_MAX_TASKS)
@@ -220,7 +164,7 @@ class _Session:
                 self._left.set()
                 nursery.cancel_scope.cancel()
 
-    async def _announce(self) -> None:
+    async def _announce(self, nursery: trio.Nursery) -> None:
         """Wait until the mount answers, then say so."""
         place = self._plan.mountpoint
         info = await trio.to_thread.run_sync(os.stat, place, abandon_on_cancel=True)
@@ -228,6 +172,7 @@ class _Session:
         self._on_live()
         self._live = True
         notify_systemd(f"READY=1\nSTATUS={self._plan.volume} on {place}")
+        nursery.start_soon(self._upkeep.run)
 
     async def _listen(self, nursery: trio.Nursery) -> None:
         """Unmount at the first SIGTERM or SIGINT; later ones change nothing."""

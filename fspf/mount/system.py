@@ -189,6 +189,15 @@ def start_of(pid: int) -> int | None:
     return int(text[text.rindex(b")") + 2 :].split()[19])
 
 
+def has_capability(number: int) -> bool:
+    """Tell whether this process has a capability in effect."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> number & 1)
+    return False
+
+
 def harden() -> None:
     """Keep our memory out of core dumps and other processes; be among the last that memory pressure ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
