@@ -156,8 +156,10 @@ class Tree:
         protection: int = 0,
         allocated: int = 0,
         metadata: bool = False,
+        overlay: bool = False,
     ) -> None:
-        """allocated: chunks that are not holes (kept up to date, for st_blocks). metadata: may use the reserve. Does no I/O."""
+        """allocated: chunks that are not holes (kept up to date, for st_blocks). metadata: may use the reserve.
+        overlay: changes stay in memory, also above a store that is open for reading; no flush. Does no I/O."""
     @property
     def size(self) -> int: ...
     @property
@@ -180,6 +182,12 @@ class Tree:
     def seek_hole(self, offset: int, /) -> int: ...
     def flush(self) -> ContentRoot:
         """Seal all that is dirty (not yet synced); hand the tree's frees to the store's next commit."""
+    def capture(self) -> tuple[int, int | None, tuple[int | bytes, ...]] | None:
+        """Take what was written since the last capture or flush: (size, least size it was cut to or None, (offset, data, ...)).
+
+        Whole chunks, at most 16, cut at the size; to be replayed as: truncate to the cut, then to the size, write the pieces.
+        None if it cannot be told so; then the tree must be flushed.
+        """
     def destroy(self) -> int:
         """Free every slot; the tree is empty afterwards (size 0, flushed). What a damaged node hides is left allocated; number of chunks lost so."""
     def verify(self, limit: int = 1000, /) -> list[tuple[int, int, str, int, int]]:

@@ -4,6 +4,7 @@
 #include "tree.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct {
     PyObject_HEAD
@@ -23,18 +24,19 @@ static tree *tree_of(PyObject *self)
 
 static PyObject *tree_new_py(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"", "", "protection", "allocated", "metadata", NULL};
+    static char *keywords[] = {"", "", "protection", "allocated", "metadata", "overlay", NULL};
     module_state *state = PyType_GetModuleState(type);
     PyObject *store_object = NULL;
     PyObject *root_object = NULL;
     PyObject *protection_object = NULL;
     long long allocated = 0;
     int metadata = 0;
+    int overlay = 0;
     content_root root = {0};
     protection_mode protection = PROTECT_ENCRYPT;
     fspf_error err = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|O$OLp:Tree", keywords, state->store_type, &store_object,
-                                     &root_object, &protection_object, &allocated, &metadata) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|O$OLpp:Tree", keywords, state->store_type, &store_object,
+                                     &root_object, &protection_object, &allocated, &metadata, &overlay) ||
         (root_object != NULL && root_from_python(root_object, &root) != 0) ||
         (protection_object != NULL && protection_from_python(protection_object, &protection) != 0)) {
         return NULL;
@@ -53,6 +55,9 @@ static PyObject *tree_new_py(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (status != ST_OK) {
         Py_DECREF(self);
         return raise_status(state, status, &err);
+    }
+    if (overlay) {
+        tree_make_overlay(self->tree);
     }
     self->store = Py_NewRef(store_object);
     return (PyObject *)self;
@@ -216,6 +221,49 @@ static PyObject *tree_flush_py(PyObject *self, PyObject *Py_UNUSED(unused))
     return status == ST_OK ? root_to_python(&root) : raise_status(state_of(self), status, &err);
 }
 
+static PyObject *tree_capture_py(PyObject *self, PyObject *Py_UNUSED(unused))
+{
+    tree *t = tree_of(self);
+    captured found;
+    fspf_error err = {0};
+    fspf_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = tree_capture(t, &found, &err);
+    Py_END_ALLOW_THREADS
+    PyObject *result = NULL;
+    if (status != ST_OK) {
+        result = raise_status(state_of(self), status, &err);
+    } else if (!found.complete) {
+        result = Py_NewRef(Py_None);
+    } else {
+        size_t chunk_size = tree_chunk_size(t);
+        PyObject *pieces = PyTuple_New(2 * (Py_ssize_t)found.count);
+        for (unsigned i = 0; pieces != NULL && i < found.count; i++) {
+            PyObject *offset = PyLong_FromUnsignedLongLong(found.offset[i]);
+            PyObject *data = PyBytes_FromStringAndSize((const char *)found.data + i * chunk_size,
+                                                       (Py_ssize_t)found.length[i]);
+            if (offset == NULL || data == NULL) {
+                Py_XDECREF(offset);
+                Py_XDECREF(data);
+                Py_CLEAR(pieces);
+                break;
+            }
+            (void)PyTuple_SetItem(pieces, 2 * (Py_ssize_t)i, offset);
+            (void)PyTuple_SetItem(pieces, 2 * (Py_ssize_t)i + 1, data);
+        }
+        if (pieces != NULL && found.is_cut) {
+            result = Py_BuildValue("(KKN)", (unsigned long long)found.size, (unsigned long long)found.cut, pieces);
+        } else if (pieces != NULL) {
+            result = Py_BuildValue("(KON)", (unsigned long long)found.size, Py_None, pieces);
+        }
+    }
+    if (found.data != NULL) {
+        explicit_bzero(found.data, found.count * tree_chunk_size(t));
+        free(found.data);
+    }
+    return result;
+}
+
 static PyObject *tree_destroy_py(PyObject *self, PyObject *Py_UNUSED(unused))
 {
     tree *t = tree_of(self);
@@ -290,6 +338,8 @@ static PyMethodDef tree_methods[] = {
     {"seek_hole", tree_seek_hole_py, METH_O, "seek_hole($self, offset, /)\n--\n\nOSError ENXIO past the end."},
     {"flush", tree_flush_py, METH_NOARGS,
      "flush($self)\n--\n\nSeal all that is dirty; hand the frees to the store's next commit; the content root."},
+    {"capture", tree_capture_py, METH_NOARGS,
+     "capture($self)\n--\n\n(size, cut, (offset, data, ...)) since the last capture or flush; None: flush instead."},
     {"destroy", tree_destroy_py, METH_NOARGS,
      "destroy($self)\n--\n\nFree every slot; number of chunks lost behind damaged nodes."},
     METHOD("verify", tree_verify_py,
@@ -306,7 +356,7 @@ static PyGetSetDef tree_getset[] = {
 };
 
 static PyType_Slot tree_slots[] = {
-    {Py_tp_doc, (void *)"Tree(store, root=(0, 0, HOLE), /, *, protection=0, allocated=0, metadata=False)\n--\n\n"
+    {Py_tp_doc, (void *)"Tree(store, root=(0, 0, HOLE), /, *, protection=0, allocated=0, metadata=False, overlay=False)\n--\n\n"
                         "The content of one file. Thread-safe: readers share, writers exclude."},
     {Py_tp_new, (void *)tree_new_py},
     {Py_tp_dealloc, (void *)tree_dealloc},

@@ -34,6 +34,11 @@ fspf_status tree_new(store *st, const content_root *root, protection_mode protec
     return ST_OK;
 }
 
+void tree_make_overlay(tree *t)
+{
+    t->overlay = true;
+}
+
 /* Free what is in no reported root below a block. */
 static void discard(tree *t, int level, uint64_t index, const uint8_t *pointer)
 {
@@ -68,7 +73,7 @@ void tree_free(tree *t)
     if (t == NULL) {
         return;
     }
-    if (t->changed && store_enter(t->st, &ignored) == ST_OK) {
+    if (t->changed && !t->overlay && store_enter(t->st, &ignored) == ST_OK) {
         discard(t, t->depth, 0, t->root);
         store_leave(t->st);
     }
@@ -94,6 +99,11 @@ void tree_free(tree *t)
     free(t);
 }
 
+uint32_t tree_chunk_size(const tree *t)
+{
+    return t->st->chunk_size;
+}
+
 uint64_t tree_size(const tree *t)
 {
     return atomic_load(&t->size);
@@ -116,6 +126,9 @@ uint64_t tree_dirty_bytes(const tree *t)
 
 fspf_status check_writable(const tree *t, fspf_error *err)
 {
+    if (t->overlay) {
+        return ST_OK;
+    }
     if (!t->st->writable) {
         return fail_os(err, EROFS, "the store is open for reading");
     }
@@ -280,7 +293,7 @@ fspf_status dirty_chunk_get(tree *t, uint64_t index, bool fill, bool *tight, uin
     if (*out != NULL) {
         return ST_OK;
     }
-    if (tight != NULL && !t->metadata) {
+    if (tight != NULL && !t->metadata && !t->overlay) {
         fspf_status status = store_may_dirty(t->st, tight, err);
         if (status != ST_OK) {
             return status;

@@ -209,7 +209,13 @@ fspf_status tree_truncate(tree *t, uint64_t size, fspf_error *err)
     status = check_writable(t, err);
     if (status == ST_OK) {
         pthread_rwlock_wrlock(&t->lock);
-        status = truncate_lock_held(t, size, size > t->size, &tight, err); /* cutting must work on a full disk */
+        bool cuts = size < t->size;
+        status = truncate_lock_held(t, size, !cuts, &tight, err); /* cutting must work on a full disk */
+        if (status != ST_OK) {
+            capture_lost(t);
+        } else if (cuts) {
+            capture_cut(t, size);
+        }
         pthread_rwlock_unlock(&t->lock);
     }
     store_leave(t->st);
@@ -264,6 +270,7 @@ fspf_status tree_punch(tree *t, uint64_t offset, uint64_t length, fspf_error *er
     if (status == ST_OK) {
         pthread_rwlock_wrlock(&t->lock);
         if (length > 0 && offset < t->size) {
+            capture_lost(t);
             status = punch_lock_held(t, offset, offset + min_u64(length, t->size - offset), err);
         }
         pthread_rwlock_unlock(&t->lock);
@@ -294,6 +301,7 @@ fspf_status tree_destroy(tree *t, uint64_t *lost, fspf_error *err)
         if (status == ST_OK) {
             t->seal_floor = atomic_load(&t->st->counter);
             t->changed = false;
+            capture_lost(t);
         }
         pthread_rwlock_unlock(&t->lock);
     }

@@ -230,6 +230,9 @@ fspf_status seal_all(tree *t, fspf_error *err)
 
 fspf_status relieve(tree *t, bool tight, fspf_error *err)
 {
+    if (t->overlay) {
+        return ST_OK;
+    }
     if (tight) {
         return seal_chunks(t, false, err);
     }
@@ -247,6 +250,9 @@ fspf_status relieve(tree *t, bool tight, fspf_error *err)
 
 static fspf_status flush_lock_held(tree *t, fspf_error *err)
 {
+    if (t->overlay) {
+        return fail_os(err, EROFS, "an overlay is not flushed");
+    }
     if (!t->changed) {
         return ST_OK;
     }
@@ -260,6 +266,7 @@ static fspf_status flush_lock_held(tree *t, fspf_error *err)
     if (status == ST_OK) {
         t->seal_floor = atomic_load(&t->st->counter);
         t->changed = false;
+        capture_reset(t);
     }
     return status;
 }

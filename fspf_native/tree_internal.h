@@ -24,6 +24,7 @@ struct tree {
     store *st;
     protection_mode protection;
     bool metadata;
+    bool overlay; /* changes stay in memory, above a store that is open for reading */
     pthread_rwlock_t lock;
     _Atomic uint64_t size;
     int depth;
@@ -36,6 +37,12 @@ struct tree {
     _Atomic uint64_t allocated;
     _Atomic bool changed;
     _Atomic uint64_t dirty_bytes;
+    /* Since the last capture or flush: chunks written, the least size it was cut to, and whether there is more. */
+    uint64_t touched[CAPTURE_MOST];
+    unsigned touched_count;
+    bool beyond;
+    bool is_cut;
+    uint64_t cut;
 };
 
 typedef struct {
@@ -101,6 +108,12 @@ fspf_status grow_depth(tree *t, uint64_t size, fspf_error *err);
 fspf_status check_writable(const tree *t, fspf_error *err);
 /* The tree no longer names this slot. */
 void retire(tree *t, const uint8_t *pointer);
+
+/* tree_capture.c. Whoever changes a tree says which chunk he wrote, or that a capture cannot tell what he did. */
+void capture_touch(tree *t, uint64_t index);
+void capture_lost(tree *t);
+void capture_cut(tree *t, uint64_t size);
+void capture_reset(tree *t);
 
 /* tree_cut.c */
 fspf_status truncate_lock_held(tree *t, uint64_t size, bool ask, bool *tight, fspf_error *err);

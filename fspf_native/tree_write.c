@@ -46,7 +46,8 @@ static fspf_status write_lock_held(tree *t, uint64_t offset, const uint8_t *data
         uint64_t index = offset >> chunk_shift(t);
         size_t in = (size_t)(offset & (chunk_size - 1));
         size_t n = chunk_size - in < len ? chunk_size - in : len;
-        if (large && in == 0 && len >= chunk_size) {
+        if (large && in == 0 && len >= chunk_size && !t->overlay) {
+            capture_lost(t);
             size_t chunks = len >> chunk_shift(t);
             chunks = chunks < stream ? chunks : stream;
             n = chunks * chunk_size;
@@ -57,6 +58,7 @@ static fspf_status write_lock_held(tree *t, uint64_t offset, const uint8_t *data
             if (status == ST_OK) {
                 memcpy(chunk + in, data, n);
                 t->last_chunk = index;
+                capture_touch(t, index);
             }
         }
         offset += n;
@@ -99,6 +101,7 @@ fspf_status tree_write(tree *t, uint64_t offset, const uint8_t *data, size_t len
     }
     if (status != ST_OK && end > old_size) {
         fspf_error ignored = {0};
+        capture_lost(t);
         (void)truncate_lock_held(t, old_size, false, NULL, &ignored); /* what was appended never was */
     }
     pthread_rwlock_unlock(&t->lock);
