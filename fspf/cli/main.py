@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "rekey": "give a volume a new key",
     "cas": "show, export, import or remove records of the CAS",
 }
+_WITHOUT_KEYS: Final = {"scrub", "umount", "status", "setup"}  # the others keep out of core dumps
 _LOGS_ITSELF: Final = {"mount"}  # to syslog or a file
 _EPILOG: Final = """\
 exit codes: 0 done, 1 error, 2 usage, 20 integrity, 21 freshness, 22 lease held elsewhere,
@@ -123,6 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def action() -> int:
         args = build_parser().parse_args(words, argparse.Namespace(**DEFAULTS))
         console.as_json, console.quiet, console.debug = args.as_json, args.quiet, args.debug
+        if args.command not in _WITHOUT_KEYS:
+            from fspf.mount.system import forbid_core_dumps
+
+            forbid_core_dumps()
         if args.command in _LOGS_ITSELF:
             return int(args.run(args, console))
         with logged(console):

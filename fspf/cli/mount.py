@@ -5,6 +5,7 @@ The mount itself is `fspf.mount`; which options it has, `fspf.mount.options`.
 
 from __future__ import annotations
 
+import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -12,24 +13,21 @@ from fspf.cli.options import existing_volume, nonempty, passphrase_source
 from fspf.core.errors import FspfError, UsageError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
     from fspf.cli.console import Console
     from fspf.core.anchor import Cas
 
-_EPILOG = """\
-mount options: ro, allow_other, noatime, nosuid and nodev (default; suid and dev for root), noexec, nonempty,
-commit=SECONDS (default 5), cache=SIZE (default 32M), fsname=NAME
-"""
-
 
 def add_parser(commands: Any) -> None:
+    from fspf.mount.options import help_text
+
     parser = commands.add_parser(
         "mount",
         help="mount a volume",
         description="Mount VOLUME on the directory MOUNTPOINT. Returns when the mount answers.",
-        epilog=_EPILOG,
+        epilog=help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("volume", metavar="VOLUME", type=nonempty)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=nonempty)
@@ -38,6 +36,9 @@ def add_parser(commands: Any) -> None:
         "-o", dest="options", action="append", default=[], metavar="OPTION[,OPTION…]", help="mount options, see below"
     )
     parser.add_argument("--log", metavar="FILE", type=nonempty, help="log to FILE instead of syslog")
+    parser.add_argument(
+        "--cache", metavar="SIZE", help="memory for caches, such as 64M (default); the same as -o cache=SIZE"
+    )
     parser.add_argument(
         "--guard",
         action="store_true",
@@ -53,12 +54,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from fspf.mount.place import make_plan
     from fspf.mount.system import make_immutable
 
-    options = parse_options(args.options, is_root=os.geteuid() == 0)
+    words = [*args.options, *([f"cache={args.cache}"] if args.cache is not None else [])]
+    options = parse_options(words, is_root=os.geteuid() == 0)
     plan = make_plan(existing_volume(args.volume), args.mountpoint, options)
-    log_file = os.path.abspath(args.log) if args.log is not None else None
-    if log_file is not None and os.path.realpath(log_file).startswith(plan.mountpoint.rstrip("/") + "/"):
-        raise UsageError("the log cannot be kept on the mount that writes it")
-    if args.guard:
+    log_file = os.path.abspath(args.log) if args.log is not None else options.log or None
+    for path, what in ((log_file, "the log"), (options.metrics or None, "the file of metrics")):
+        if path is not None and os.path.realpath(path).startswith(plan.mountpoint.rstrip("/") + "/"):
+            raise UsageError(f"{what} cannot be kept on the mount that writes it")
+    if args.passphrase_file is None and args.passphrase_fd is None and options.passphrase_file:
+        args.passphrase_file = options.passphrase_file
+    cas_url = args.cas if args.cas is not None else options.cas or None
+    if args.guard or options.guard:
         try:
             make_immutable(plan.mountpoint)
         except OSError as exc:
@@ -67,7 +73,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             ) from exc
 
     def connect(passphrase: Callable[[], bytes]) -> Cas:
-        return open_cas(args.cas, passphrase=passphrase, create=False)
+        return open_cas(cas_url, passphrase=passphrase, create=False)
 
     daemon = Daemon(plan, connect, passphrase_source(args), log_file=log_file, debug=args.debug)
     if args.foreground:

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Final
 from fspf.core.errors import FspfError
 from fspf.mount.system import (
     FSTYPE,
+    MS_NOATIME,
     MS_NODEV,
+    MS_NODIRATIME,
     MS_NOEXEC,
     MS_NOSUID,
     MS_POSIXACL,
     MS_RDONLY,
+    MS_SYNCHRONOUS,
     has_capability,
     mount,
 )
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 DEVICE: Final = "/dev/fuse"
 FUSERMOUNT: Final = "fusermount3"
 _CAP_SYS_ADMIN: Final = 21
+_SELINUX: Final = "/sys/fs/selinux/enforce"
 
 
 class AttachError(FspfError):
@@ -62,12 +66,16 @@ def attach(plan: Plan, *, read_only: bool) -> int:
 def _mount(plan: Plan, *, read_only: bool) -> int:
     """mount(2), which can ask for what fusermount3 cannot."""
     options = plan.options
+    _check_context(options.context)
     flags = MS_POSIXACL
     for wanted, flag in (
         (read_only, MS_RDONLY),
         (not options.suid, MS_NOSUID),
         (not options.dev, MS_NODEV),
         (not options.exec, MS_NOEXEC),
+        (options.sync, MS_SYNCHRONOUS),
+        (not options.atime, MS_NOATIME),
+        (not options.diratime, MS_NODIRATIME),
     ):
         flags |= flag if wanted else 0
     try:
@@ -83,6 +91,8 @@ def _mount(plan: Plan, *, read_only: bool) -> int:
     ]
     if options.allow_other:
         words.append("allow_other")
+    if options.context:
+        words.append(f'context="{options.context}"')
     try:
         mount(plan.source, plan.mountpoint, FSTYPE, flags, ",".join(words))
     except OSError as exc:
@@ -90,6 +100,14 @@ def _mount(plan: Plan, *, read_only: bool) -> int:
         hint = ": mounting needs CAP_SYS_ADMIN in this namespace" if exc.errno == errno.EPERM else ""
         raise AttachError(f"the kernel does not mount on {plan.mountpoint!r}: {exc.strerror}{hint}") from exc
     return descriptor
+
+
+def _check_context(context: str) -> None:
+    """Refuse a label that the kernel would not understand, before it says no more than "invalid argument"."""
+    if context and not os.path.exists(_SELINUX):
+        raise AttachError(
+            f"mount option context={context}: SELinux is off on this machine ({_SELINUX} is not there): mount without it"
+        )
 
 
 def _device_hint(number: int | None) -> str:
@@ -102,6 +120,7 @@ def _device_hint(number: int | None) -> str:
 
 def _fusermount(plan: Plan, *, read_only: bool) -> int:
     """Let the set-user-id program of libfuse mount; its own words become the error."""
+    _check_context(plan.options.context)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     words = _fusermount_words(plan, read_only=read_only)
     with ours:
@@ -156,7 +175,14 @@ def _fusermount_words(plan: Plan, *, read_only: bool) -> list[str]:
     options = plan.options
     source = "".join(c if c.isascii() and c.isprintable() and c not in ",\\" else "_" for c in plan.source)
     words = ["default_permissions", f"fsname={source}", "subtype=fspf", "nosuid", "nodev"]
-    for wanted, word in ((read_only, "ro"), (options.allow_other, "allow_other"), (not options.exec, "noexec")):
+    for wanted, word in (
+        (read_only, "ro"),
+        (options.allow_other, "allow_other"),
+        (not options.exec, "noexec"),
+        (options.sync, "sync"),
+        (not options.atime, "noatime"),
+        (bool(options.context), f"context={options.context}"),
+    ):
         if wanted:
             words.append(word)
     return words

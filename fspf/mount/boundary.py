@@ -10,6 +10,8 @@ import functools
 import logging
 import os
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from pyfuse3 import FUSEError
@@ -17,7 +19,7 @@ from pyfuse3 import FUSEError
 from fspf.core.errors import FspfError, IntegrityError, LeaseLostError, ReadOnlyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +59,22 @@ class Boundary:
     def __init__(self, repeats: Repeats | None = None) -> None:
         self._repeats = repeats or Repeats()
         self.on_error: Callable[[str], None] | None = None  # told what is logged at ERROR; `fspf status` shows it
-        self.requests = 0
+        self.begun: Counter[str] = Counter()  # handler → how often it was called
+        self.done: Counter[str] = Counter()  # … and how often it succeeded
+        self.bytes: Counter[str] = Counter()  # moved by read and write
         self.failures = 0  # requests that ended with an errno that somebody logged
 
     def counters(self) -> dict[str, int]:
-        """Return how many requests reached Python, and how many of them were worth a line in the log."""
-        return {"requests": self.requests, "request_errors": self.failures}
+        """Return what `Control.add_counters` takes, of the requests that reached Python."""
+        done = self.done
+        return {
+            "requests": self.begun.total(),
+            "request_errors": self.failures,
+            "statfs": self.begun["statfs"],
+            "read_bytes": self.bytes["read"],
+            "written_bytes": self.bytes["write"],
+            "open_files": done["open"] + done["create"] - self.begun["release"],
+        }
 
     def errno_of(self, handler: str, exc: Exception) -> int:
         """Return the errno for *exc*, and log what somebody should know of."""
@@ -103,22 +115,29 @@ class Guarded(Protocol):
     boundary: Boundary
 
 
+_MEASURES: Final[dict[str, Callable[[Any], int]]] = {"read": len, "write": int}
 _Handler = TypeVar("_Handler", bound="Callable[..., Coroutine[Any, Any, Any]]")
 
 
 def guarded(handler: _Handler) -> _Handler:
     """Let nothing but `FUSEError` out of a handler: anything else ends the mount for everyone."""
     name = handler.__name__
+    measure = _MEASURES.get(name)
 
     @functools.wraps(handler)
     async def wrapper(self: Guarded, *args: Any) -> Any:
-        self.boundary.requests += 1
+        boundary = self.boundary
+        boundary.begun[name] += 1
         try:
-            return await handler(self, *args)
+            result = await handler(self, *args)
         except FUSEError:
             raise
         except Exception as exc:  # one of the three boundaries (style 2.11)
-            raise FUSEError(self.boundary.errno_of(name, exc)) from exc
+            raise FUSEError(boundary.errno_of(name, exc)) from exc
+        boundary.done[name] += 1
+        if measure is not None:
+            boundary.bytes[name] += measure(result)
+        return result
 
     wrapper.is_guarded = True  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]

@@ -18,7 +18,7 @@ import trio
 from fspf._version import __version__
 from fspf.core.errors import FspfError
 from fspf.mount.protocol import describe
-from fspf.mount.system import start_of
+from fspf.mount.system import resident_bytes, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,6 +43,7 @@ class Control:
         *,
         mountpoint: str,
         options: tuple[str, ...] = (),
+        cache_limit_bytes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._volume = volume
@@ -51,10 +52,12 @@ class Control:
         self._owner = os.geteuid()
         self._last_error: dict[str, Any] | None = None
         self._waiting: list[int] = []  # write ends of pipes: who wants to hear how it ended
-        self._counters: list[Callable[[], Mapping[str, int]]] = []
+        self._counters: list[Callable[[], Mapping[str, int]]] = [self._cache_counters]
+        self._asked = 0  # requests that were for us
         self._constant: dict[str, Any] = {
             "mountpoint": mountpoint,
             "options": list(options),
+            "cache_limit_bytes": cache_limit_bytes,
             "pid": os.getpid(),
             "pid_start": start_of(os.getpid()),
             "version": __version__,
@@ -64,6 +67,10 @@ class Control:
         """Let `fspf status` show what *source* counts; a later source replaces names of an earlier one."""
         self._counters.append(source)
 
+    def _cache_counters(self) -> dict[str, int]:
+        stats = self._volume.store.stats()
+        return {name: stats[name] for name in ("cache_hits", "cache_misses", "cache_bytes")}
+
     def counters(self) -> dict[str, int]:
         """Return what all sources have counted since the mount began."""
         found: dict[str, int] = {}
@@ -71,17 +78,32 @@ class Control:
             found.update(source())
         return found
 
+    def activity(self) -> int:
+        """Return a number that grows with use; looking at status or free space is none."""
+        counters = self.counters()
+        return counters.get("requests", 0) - counters.get("statfs", 0) - self._asked
+
+    def open_files(self) -> int:
+        """Return how many file handles the kernel holds."""
+        return self.counters().get("open_files", 0)
+
     def document(self) -> dict[str, Any]:
         """Return the state of volume and mount; JSON-able."""
+        status = self._volume.status()
         return {
-            **self._volume.status(),
+            **status,
             **self._constant,
+            "anchor_lag": max(status["generation"] - status["anchored_generation"], 0),
+            "counters": self.counters(),
+            "memory_bytes": resident_bytes(),
+            "cpu_s": round(time.process_time(), 2),
             "uptime_s": round(self._clock() - self._started, 1),
             "last_error": self._last_error,
         }
 
     def status(self, uid: int) -> bytes:
         """Return the value of `user.fspf.status`. OSError EPERM for others than owner and root."""
+        self._asked += 1
         self._check(uid)
         document = self.document()
         raw = json.dumps(document).encode("ascii")
@@ -100,6 +122,7 @@ class Control:
             OSError: EPERM for others than owner and root; EINVAL for another command.
             FspfError: The commit failed.
         """
+        self._asked += 1
         self._check(uid)
         verb, _, argument = value.strip().partition(b" ")
         if verb == b"commit" and not argument:

@@ -19,6 +19,7 @@ from fspf.core.errors import FspfError
 from fspf.mount.logs import LogWriter
 from fspf.mount.protocol import ReportedError, describe
 from fspf.mount.system import harden
+from fspf.mount.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +130,13 @@ class Daemon:
 
         from fspf.mount.session import serve, single
 
+        watcher = Watcher.start(self.plan.mountpoint) if self.plan.options.auto_unmount else None
+
+        def live() -> None:
+            if watcher is not None:
+                watcher.arm(self.plan.mountpoint)
+            on_live()
+
         try:
             harden()
             writer = LogWriter(file=self.log_file, to_stderr=to_stderr, tag=self.plan.mountpoint, debug=self.debug)
@@ -138,7 +146,7 @@ class Daemon:
             on_error(exc)
             return 1
         try:
-            trio.run(serve, self.plan, open_cas, on_live)
+            trio.run(serve, self.plan, open_cas, live)
         except (Exception, BaseExceptionGroup) as caught:  # logged or raised; nobody else would hear of it
             problem = single(caught)
             expected = isinstance(problem, FspfError | OSError)
@@ -149,6 +157,8 @@ class Daemon:
             return problem.exit_code if isinstance(problem, FspfError) else 1
         finally:
             writer.close()
+            if watcher is not None:
+                watcher.close()
         return 0
 
 

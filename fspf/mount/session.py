@@ -59,7 +59,12 @@ async def serve(plan: Plan, open_cas: Callable[[], Cas], on_live: Callable[[], N
         if cas.url.startswith(_SQLITE_URL):
             refuse_nesting(cas.url[len(_SQLITE_URL) :], plan.mountpoint, "the CAS")
         volume = _open_volume(plan, cas)
-        control = Control(volume, mountpoint=plan.mountpoint, options=options.words)
+        control = Control(
+            volume,
+            mountpoint=plan.mountpoint,
+            options=options.words,
+            cache_limit_bytes=options.total_cache_bytes,
+        )
         upkeep = Upkeep(plan, control)
         stack.callback(upkeep.end)
 

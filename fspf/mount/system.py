@@ -25,6 +25,9 @@ MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
+MS_SYNCHRONOUS: Final = 16
+MS_NOATIME: Final = 1 << 10
+MS_NODIRATIME: Final = 1 << 11
 MS_POSIXACL: Final = 1 << 16  # FUSE then leaves the umask to us, which default ACLs need
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
@@ -94,6 +97,13 @@ class MountEntry:
     path: str
     fstype: str
     source: str
+    options: tuple[str, ...] = ()  # of the file system, not of this mount of it
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """User and group id of whoever mounted a FUSE file system."""
+        values = dict(word.partition("=")[::2] for word in self.options)
+        return int(values.get("user_id", "0")), int(values.get("group_id", "0"))
 
 
 def _unescape(text: bytes) -> str:
@@ -106,7 +116,8 @@ def mounts() -> Iterator[MountEntry]:
         for line in lines:
             before, _, after = line.rstrip(b"\n").partition(b" - ")
             fields, kind = before.split(b" "), after.split(b" ")
-            yield MountEntry(fields[2].decode(), _unescape(fields[4]), kind[0].decode(), _unescape(kind[1]))
+            options = tuple(_unescape(kind[2]).split(",")) if len(kind) > 2 else ()
+            yield MountEntry(fields[2].decode(), _unescape(fields[4]), kind[0].decode(), _unescape(kind[1]), options)
 
 
 def mount_at(path: str) -> MountEntry | None:
@@ -189,6 +200,12 @@ def start_of(pid: int) -> int | None:
     return int(text[text.rindex(b")") + 2 :].split()[19])
 
 
+def resident_bytes() -> int:
+    """Return how much memory this process has."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
 def has_capability(number: int) -> bool:
     """Tell whether this process has a capability in effect."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
@@ -198,10 +215,15 @@ def has_capability(number: int) -> bool:
     return False
 
 
-def harden() -> None:
-    """Keep our memory out of core dumps and other processes; be among the last that memory pressure ends."""
+def forbid_core_dumps() -> None:
+    """Keep our memory out of core dumps and of processes of the same user."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _check(_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def harden() -> None:
+    """Keep our memory out of core dumps and other processes; be among the last that memory pressure ends."""
+    forbid_core_dumps()
     _libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)  # may be refused; then memory reclaim can wait for us, which is rare
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(_OOM_SCORE_ADJ))

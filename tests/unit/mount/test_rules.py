@@ -1,4 +1,4 @@
-"""The mount's own rules as tables of values: options, errno values, access lists, set-id bits. No mount is made."""
+"""The mount's own rules as tables of values: errno values, access lists, set-id bits. No mount is made."""
 
 from __future__ import annotations
 
@@ -14,61 +14,12 @@ from fspf.core.errors import (
     FspfError,
     LeaseLostError,
     ReadOnlyError,
-    UsageError,
 )
 from fspf.mount import acl
 from fspf.mount.attributes import without_privileges
 from fspf.mount.boundary import Boundary, Repeats
 from fspf.mount.operations import Operations
-from fspf.mount.options import MountOptions, parse_options
 from tests.support.logs import Quiet
-
-
-@pytest.mark.parametrize(
-    ("texts", "expected"),
-    [
-        ([], MountOptions()),
-        (["ro"], MountOptions(read_only=True)),
-        (["ro,rw"], MountOptions()),
-        (["ro", "rw,noatime"], MountOptions(atime=False)),
-        (["allow_other,noexec,nonempty"], MountOptions(allow_other=True, exec=False, nonempty=True)),
-        (["suid,dev"], MountOptions(suid=True, dev=True)),
-        (["commit=0.5,cache=64M"], MountOptions(commit_interval_s=0.5, cache_bytes=64 << 20)),
-        (["fsname=a b"], MountOptions(fsname="a b")),
-        (["defaults,_netdev,x-systemd.automount,,"], MountOptions()),
-    ],
-)
-def test_options(texts: list[str], expected: MountOptions) -> None:
-    assert parse_options(texts, is_root=True) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "what",
-        "ro=1",
-        "commit",
-        "commit=",
-        "commit=0",
-        "commit=nan",
-        "commit=-1",
-        "cache=",
-        "cache=4k",
-        "cache=x",
-        "cache=-1M",
-        "fsname",
-    ],
-)
-def test_unknown_options_are_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_options([text], is_root=True)
-
-
-def test_only_root_may_have_set_id_programs_and_devices() -> None:
-    for text in ("suid", "dev"):
-        with pytest.raises(UsageError):
-            parse_options([text], is_root=False)
-    assert not parse_options(["nosuid,nodev"], is_root=False).suid
 
 
 @pytest.mark.parametrize(
