@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "mount": "mount a volume",
     "umount": "unmount a volume and wait for its last commit",
     "status": "show the state of a mounted volume",
+    "setup": "make mount(8), fstab and systemd know FSPF",
     "passwd": "set or change the passphrase of the CAS",
     "rekey": "give a volume a new key",
     "cas": "show, export, import or remove records of the CAS",

@@ -38,6 +38,9 @@ def add_parser(commands: Any) -> None:
         "--force", action="store_true", help="unmount though the last commit fails; what it held is lost"
     )
     parser.add_argument(
+        "--if-dead", action="store_true", help="only take away a mount whose daemon is gone; else do nothing"
+    )
+    parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
@@ -47,10 +50,20 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    from fspf.mount.client import place_of, unmount_and_wait
+    from fspf.mount.client import NotMountedError, Unmounted, detach_dead, mount_of, unmount_and_wait
 
-    place = place_of(args.mountpoint)
-    done = unmount_and_wait(place, lazy=args.lazy, force=args.force, timeout_s=args.timeout)
+    if args.if_dead:
+        try:
+            entry = mount_of(args.mountpoint)
+        except NotMountedError:
+            console.document({"mountpoint": args.mountpoint, "waited": False})
+            return 0
+        gone = detach_dead(entry)
+        done = Unmounted(waited=gone, remark="its daemon was gone: taken away" if gone else "")
+    else:
+        entry = mount_of(args.mountpoint)
+        done = unmount_and_wait(entry, lazy=args.lazy, force=args.force, timeout_s=args.timeout)
+    place = entry.path
     if done.remark:
         console.warn(f"{place!r}: {done.remark}")
     console.document({"mountpoint": place, "waited": done.waited})

@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import os
+import socket
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -51,6 +52,7 @@ class Control:
         self._started = clock()
         self._owner = os.geteuid()
         self._last_error: dict[str, Any] | None = None
+        self.committing = False  # somebody, perhaps systemd, waits for a commit that was asked for
         self._waiting: list[int] = []  # write ends of pipes: who wants to hear how it ended
         self._counters: list[Callable[[], Mapping[str, int]]] = [self._cache_counters]
         self._asked = 0  # requests that were for us
@@ -117,6 +119,7 @@ class Control:
 
         ``commit``: commit everything; returns when it is anchored.
         ``farewell N``: write one JSON line about the end to the caller's file descriptor N when it has come.
+        ``farewell @NAME``: write it to the abstract Unix socket NAME.
 
         Raises:
             OSError: EPERM for others than owner and root; EINVAL for another command.
@@ -127,9 +130,18 @@ class Control:
         verb, _, argument = value.strip().partition(b" ")
         if verb == b"commit" and not argument:
             if not self._volume.read_only:
-                await trio.to_thread.run_sync(self._commit)
+                self.committing = True
+                try:
+                    await trio.to_thread.run_sync(self._commit)
+                finally:
+                    self.committing = False
         elif verb == b"farewell" and argument.isdigit():
             self._waiting.append(os.open(f"/proc/{pid}/fd/{int(argument)}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        elif verb == b"farewell" and argument.startswith(b"@"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as channel:
+                channel.setblocking(False)
+                channel.connect(b"\0" + argument[1:])
+                self._waiting.append(channel.detach())
         else:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 

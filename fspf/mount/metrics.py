@@ -77,7 +77,11 @@ def render(document: Document) -> str:
         value = metric.value(document)
         if value is not None:
             name = f"fspf_{metric.name}"
-            lines += [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}", f"{name}{labels} {value:.17g}"]
+            lines += [
+                f"# HELP {name} {metric.help}",
+                f"# TYPE {name} {metric.kind}",
+                f"{name}{labels} {float(value):.15g}",
+            ]
     return "\n".join(lines) + "\n"
 
 

@@ -31,6 +31,7 @@ MS_NODIRATIME: Final = 1 << 11
 MS_POSIXACL: Final = 1 << 16  # FUSE then leaves the umask to us, which default ACLs need
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
+CLONE_NEWNS: Final = 0x20000
 PR_SET_DUMPABLE: Final = 4
 PR_SET_IO_FLUSHER: Final = 57
 FS_IOC_GETFLAGS: Final = 0x80086601
@@ -43,6 +44,7 @@ _libc = ctypes.CDLL(None, use_errno=True)  # releases the GIL around each call
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
+_libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.syncfs.argtypes = [ctypes.c_int]
 
 
@@ -78,6 +80,15 @@ def unmount(target: str, *, lazy: bool = False) -> None:
         text = done.stderr.decode(errors="replace").strip()
         number = errno.EBUSY if "busy" in text else errno.EPERM
         raise OSError(number, text or os.strerror(number), target)
+
+
+def enter_mount_namespace(path: str) -> None:
+    """Let this process, which must have one thread, see the mounts of another namespace (setns)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(descriptor, CLONE_NEWNS), path)
+    finally:
+        os.close(descriptor)
 
 
 def sync_filesystem(path: str) -> None:

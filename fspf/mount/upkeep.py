@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _METRICS_EVERY_S: Final = 15.0  # how often Prometheus usually looks
-_STATUS_EVERY_S: Final = 10.0
 _EXTEND_EVERY_S: Final = 5.0
-_EXTEND_BY_S: Final = 60.0
+_EXTEND_BY_US: Final = 60_000_000
 
 
 class Idleness:
@@ -135,7 +134,9 @@ class Upkeep:
             if text != last:
                 notify_systemd(f"STATUS={' '.join(text.split())}")
             last = text
-            await trio.sleep(_STATUS_EVERY_S)
+            if self._control.committing:  # ExecStop= waits for it before it unmounts
+                notify_systemd(f"EXTEND_TIMEOUT_USEC={_EXTEND_BY_US}")
+            await trio.sleep(_EXTEND_EVERY_S)
 
     def begin_end(self) -> None:
         """The mount has ended and the last commit begins: keep systemd patient until `end`."""
@@ -145,7 +146,7 @@ class Upkeep:
     def _extend(self) -> None:
         while True:
             notify_systemd(
-                f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(_EXTEND_BY_S * 1e6)}\n"
+                f"STOPPING=1\nEXTEND_TIMEOUT_USEC={_EXTEND_BY_US}\n"
                 f"STATUS=waiting until the last commit of {self._plan.volume} is anchored"
             )
             if self._ended.wait(_EXTEND_EVERY_S):
