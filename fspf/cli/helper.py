@@ -112,7 +112,7 @@ def _volume(source: str) -> str:
 
 def _remount(args: argparse.Namespace, options: list[str]) -> int:
     """Let the kernel change its own flags; the rest, which mount(8) adds from fstab, needs a new mount."""
-    kept = [word for word in options if word in _REMOUNTABLE]
+    kept = ["nosuid", "nodev", *(word for word in options if word in _REMOUNTABLE)]  # our defaults, not mount(8)'s
     command = ["mount", "-i", "-n", "-t", "fuse.fspf", "-o", ",".join(kept), "--", args.source, args.directory]
     return EXIT_OK if subprocess.run(command, check=False).returncode == 0 else EXIT_ERROR
 

@@ -141,9 +141,14 @@ def unmount_and_wait(
         process = _open_process(pid, status["pid_start"])
         try:
             remark = ""
-            if not status["read_only"] or status["failed"]:
-                remark = _commit(entry, force=force)
-            farewell.ask()
+            if (
+                "ro" in entry.flags + entry.options and not status["read_only"]
+            ):  # by mount -o remount,ro: no command gets through
+                remark = "it was remounted read-only, so how its last commit went is only in its log"
+            else:
+                if not status["read_only"] or status["failed"]:
+                    remark = _commit(entry, force=force)
+                farewell.ask()
             _unmount(place, lazy=lazy)
             if lazy:
                 return Unmounted(waited=False, remark=f"the daemon ({pid}) ends when the last user is gone")

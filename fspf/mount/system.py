@@ -108,7 +108,8 @@ class MountEntry:
     path: str
     fstype: str
     source: str
-    options: tuple[str, ...] = ()  # of the file system, not of this mount of it
+    flags: tuple[str, ...] = ()  # of this mount: ro, nosuid, …
+    options: tuple[str, ...] = ()  # of the file system
 
     @property
     def owner(self) -> tuple[int, int]:
@@ -127,8 +128,12 @@ def mounts() -> Iterator[MountEntry]:
         for line in lines:
             before, _, after = line.rstrip(b"\n").partition(b" - ")
             fields, kind = before.split(b" "), after.split(b" ")
-            options = tuple(_unescape(kind[2]).split(",")) if len(kind) > 2 else ()
-            yield MountEntry(fields[2].decode(), _unescape(fields[4]), kind[0].decode(), _unescape(kind[1]), options)
+            flags, options = (
+                tuple(_unescape(text).split(",")) for text in (fields[5], kind[2] if len(kind) > 2 else b"")
+            )
+            yield MountEntry(
+                fields[2].decode(), _unescape(fields[4]), kind[0].decode(), _unescape(kind[1]), flags, options
+            )
 
 
 def mount_at(path: str) -> MountEntry | None:
