@@ -11,6 +11,7 @@ from fspf_native._native import (
     HOLE,
     AuthenticationError,
     ChunkError,
+    Relay,
     SecretKey,
     Store,
     Tree,
@@ -20,6 +21,15 @@ from fspf_native._native import (
 )
 
 ContentRoot = tuple[int, int, bytes]  # (size in bytes, depth, 32-byte pointer)
+# The columns of the namespace's inode table, in their order.
+InodeRow = tuple[
+    int, int, int, int, int, int, int, int, int, int, int, int, int, bytes | None, int, int | None, bytes | None
+]
+# Rows and (parent, cookie, name, ino) to be stored, (parent, cookie) to be removed, (ino, perhaps has xattrs) to be
+# deleted, change of files and bytes, next free numbers.
+Drained = tuple[
+    list[InodeRow], list[tuple[int, int, bytes, int]], list[tuple[int, int]], list[tuple[int, bool]], int, int, int, int
+]
 
 __all__ = [
     "AUTHENTICATED",
@@ -28,6 +38,9 @@ __all__ = [
     "AuthenticationError",
     "ChunkError",
     "ContentRoot",
+    "Drained",
+    "InodeRow",
+    "Relay",
     "SecretKey",
     "Store",
     "Tree",

@@ -192,3 +192,71 @@ class Tree:
         """Free every slot; the tree is empty afterwards (size 0, flushed). What a damaged node hides is left allocated; number of chunks lost so."""
     def verify(self, limit: int = 1000, /) -> list[tuple[int, int, str, int, int]]:
         """Read everything: (offset, length, kind, slot, level) per damaged range, neighbouring ones of one kind joined."""
+
+InodeRow = tuple[
+    int, int, int, int, int, int, int, int, int, int, int, int, int, bytes | None, int, int | None, bytes | None
+]
+Drained = tuple[
+    list[InodeRow], list[tuple[int, int, bytes, int]], list[tuple[int, int]], list[tuple[int, bool]], int, int, int, int
+]
+
+@final
+class Relay:
+    """The kernel's end of a mount: threads that answer requests, and what they know of inodes and names.
+
+    `plane` is called back on those threads; its methods return an errno: load_inode(ino), load_directory(ino),
+    make(parent, name, mode, rdev, umask, uid, gid, pid), apply(), grow(), fsync(ino, data_only), drop_capability(ino),
+    failed(handler, ino, exception).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        device: int,
+        control: int,
+        plane: object,
+        /,
+        *,
+        cache_bytes: int = 33554432,
+        atime: bool = True,
+        read_only: bool = False,
+        threads: int = 2,
+        uid: int = -1,
+        gid: int = -1,
+        umask: int = -1,
+    ) -> None:
+        """Take both descriptors over: the kernel's, and the socket to the control plane. uid, gid, umask: what all files seem to have; -1: their own."""
+    @property
+    def pending(self) -> int:
+        """Rows and names that the database does not have."""
+    @property
+    def changed_contents(self) -> int: ...
+    @property
+    def wake_fd(self) -> int:
+        """Readable when the kernel's side has ended."""
+    def start(self) -> None: ...
+    def stop(self) -> None:
+        """End the threads and close both descriptors; idempotent."""
+    def fill_inode(self, row: tuple[object, ...], no_xattrs: bool, /) -> None: ...
+    def fill_directory(self, ino: int, entries: list[tuple[object, ...]], no_xattrs: bool, last: bool, /) -> None:
+        """entries: cookie, name, the 17 columns, None if it has no xattrs."""
+    def changed(self, ino: int, columns: dict[str, int | bytes | None], /) -> None: ...
+    def has_xattrs(self, ino: int, /) -> None: ...
+    def put_name(self, parent: int, cookie: int, name: bytes, ino: int, mode: int, /) -> None: ...
+    def drop_name(self, parent: int, name: bytes, /) -> None: ...
+    def reset(self) -> None:
+        """Forget what can be read again: a change of the database was taken back."""
+    def take_ino(self) -> int: ...
+    def take_cookie(self) -> int: ...
+    def set_numbers(self, next_ino: int, next_cookie: int, /) -> None: ...
+    def in_use(self, ino: int, /) -> bool: ...
+    def set_blocked(self, errno: int, /) -> None:
+        """Answer every change with this errno; 0: none."""
+    def set_no_space(self, flag: bool, /) -> None: ...
+    def drain(self) -> Drained: ...
+    def wait_dirty(self, count: int, seconds: float, /) -> bool: ...
+    def flush_all(self) -> int:
+        """Seal all contents; the errno of the first failure, or 0."""
+    def relieve(self, dirty_bytes: int, /) -> None:
+        """Seal contents while more than so much is dirty."""
+    def stats(self) -> dict[str, int]: ...

@@ -13,6 +13,7 @@ typedef struct {
     PyObject *secret_type;
     PyObject *store_type;
     PyObject *tree_type;
+    PyObject *relay_type;
 } module_state;
 
 typedef struct {
@@ -28,6 +29,7 @@ typedef struct {
 extern PyType_Spec secret_spec;
 extern PyType_Spec store_spec;
 extern PyType_Spec tree_spec;
+extern PyType_Spec relay_spec;
 
 /* Set the exception that a status stands for; NULL, for `return raise_status(...)`. */
 PyObject *raise_status(module_state *state, fspf_status status, const fspf_error *err);

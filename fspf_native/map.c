@@ -106,7 +106,7 @@ static fspf_status load_map(store *st, const content_root *root, uint64_t end_of
         }
     }
     if (status == ST_OK) {
-        status = store_hand_over(st, &own);
+        status = store_hand_over(st, &own, false);
     }
     tree_free(map);
     runs_clear(&own);
@@ -224,6 +224,7 @@ fspf_status store_save_map(store *st, content_root *out, fspf_error *err)
         status = slots_snapshot(&st->slots, &bits, &words);
         if (status == ST_OK) {
             clear_runs(bits, words, &st->accumulating);
+            clear_runs(bits, words, &st->marked);
             for (const closed_commit *c = st->closed; c != NULL; c = c->next) {
                 clear_runs(bits, words, &c->frees);
             }

@@ -270,6 +270,7 @@ static int module_exec(PyObject *module)
         add_type(module, &secret_spec, "SecretKey", &state->secret_type) != 0 ||
         add_type(module, &store_spec, "Store", &state->store_type) != 0 ||
         add_type(module, &tree_spec, "Tree", &state->tree_type) != 0 ||
+        add_type(module, &relay_spec, "Relay", &state->relay_type) != 0 ||
         PyModule_AddIntConstant(module, "ENCRYPTED", PROTECT_ENCRYPT) != 0 ||
         PyModule_AddIntConstant(module, "AUTHENTICATED", PROTECT_AUTHENTICATE) != 0) {
         return -1;
@@ -288,6 +289,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->secret_type);
     Py_VISIT(state->store_type);
     Py_VISIT(state->tree_type);
+    Py_VISIT(state->relay_type);
     return 0;
 }
 
@@ -299,6 +301,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->secret_type);
     Py_CLEAR(state->store_type);
     Py_CLEAR(state->tree_type);
+    Py_CLEAR(state->relay_type);
     return 0;
 }
 

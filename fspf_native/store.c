@@ -73,6 +73,7 @@ void store_shut(store *st)
         free(page);
     }
     runs_clear(&st->accumulating);
+    runs_clear(&st->marked);
     runs_clear(&st->map_slots);
     drop_closed(st);
     cache_free(st->cache);
@@ -361,18 +362,40 @@ void store_scratch_put(store *st, scratch *s)
 
 /* ---- frees and commits ---- */
 
-fspf_status store_hand_over(store *st, run_list *frees)
+fspf_status store_hand_over(store *st, run_list *frees, bool metadata)
 {
     fspf_status status = ST_OK;
     uint64_t count = frees->slots;
     pthread_mutex_lock(&st->commit_lock);
-    if (runs_move(&st->accumulating, frees)) {
+    if (runs_move(metadata && st->marking ? &st->marked : &st->accumulating, frees)) {
         st->pending_count += count;
     } else {
         status = ST_NOMEM;
     }
     pthread_mutex_unlock(&st->commit_lock);
     return status;
+}
+
+static void mark_lock_held(store *st)
+{
+    if (!runs_move(&st->marked, &st->accumulating)) {
+        return; /* out of memory: they are freed a commit later */
+    }
+}
+
+void store_commit_mark(store *st)
+{
+    pthread_mutex_lock(&st->commit_lock);
+    mark_lock_held(st);
+    pthread_mutex_unlock(&st->commit_lock);
+}
+
+void store_commit_marking(store *st, bool on)
+{
+    pthread_mutex_lock(&st->commit_lock);
+    mark_lock_held(st);
+    st->marking = on;
+    pthread_mutex_unlock(&st->commit_lock);
 }
 
 fspf_status store_commit_begin(store *st, uint64_t *number)
@@ -383,9 +406,12 @@ fspf_status store_commit_begin(store *st, uint64_t *number)
     }
     pthread_mutex_lock(&st->commit_lock);
     commit->number = ++st->last_commit;
-    commit->frees = st->accumulating;
+    if (!st->marking) {
+        mark_lock_held(st);
+    }
+    commit->frees = st->marked;
     /* A map saved before is named by this commit's root or, if it was not used, by none: the next one frees it. */
-    st->accumulating = st->map_slots;
+    st->marked = st->map_slots;
     memset(&st->map_slots, 0, sizeof st->map_slots);
     closed_commit **link = &st->closed;
     while (*link != NULL) {

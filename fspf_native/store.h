@@ -52,6 +52,8 @@ typedef struct {
 
     pthread_mutex_t commit_lock;
     run_list accumulating; /* handed over since the last commit_begin */
+    run_list marked;       /* handed over before the last mark, or by metadata: what the next commit frees */
+    bool marking;
     closed_commit *closed; /* oldest first */
     uint64_t last_commit;
     run_list map_slots; /* of the map saved last; freed by the commit after the next */
@@ -115,7 +117,10 @@ void store_scratch_put(store *st, scratch *s);
 size_t store_scratch_chunks(const store *st);
 
 /* ---- frees and commits ---- */
-fspf_status store_hand_over(store *st, run_list *frees);
+fspf_status store_hand_over(store *st, run_list *frees, bool metadata);
+/* From now on a commit frees only what was handed over before a mark: contents are flushed while states are taken. */
+void store_commit_marking(store *st, bool on);
+void store_commit_mark(store *st);
 fspf_status store_commit_begin(store *st, uint64_t *number);
 fspf_status store_commit_anchored(store *st, uint64_t number, fspf_error *err);
 

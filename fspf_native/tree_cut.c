@@ -297,7 +297,7 @@ fspf_status tree_destroy(tree *t, uint64_t *lost, fspf_error *err)
         }
         t->size = 0;
         t->allocated = 0;
-        status = store_hand_over(t->st, &t->pending);
+        status = store_hand_over(t->st, &t->pending, t->metadata);
         if (status == ST_OK) {
             t->seal_floor = atomic_load(&t->st->counter);
             t->changed = false;

@@ -261,7 +261,7 @@ static fspf_status flush_lock_held(tree *t, fspf_error *err)
         status = seal_all(t, err);
     }
     if (status == ST_OK) {
-        status = store_hand_over(t->st, &t->pending);
+        status = store_hand_over(t->st, &t->pending, t->metadata);
     }
     if (status == ST_OK) {
         t->seal_floor = atomic_load(&t->st->counter);

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pyfuse3
 import trio
@@ -49,6 +49,19 @@ _FIRST_BATCH: Final = 128  # directory entries read for the first request; then 
 _OWN_COOKIES: Final = 2  # offsets 1 and 2 are . and ..; the volume's cookies follow
 _MAX_COMMIT_THREADS: Final = 32  # waiting for commits; they share them
 _REMEMBERED_XATTRS: Final = {CAPABILITY: 1, acl.ACCESS: 2, acl.DEFAULT: 4}  # bits in `_absent`
+
+
+class Caller(Protocol):
+    """Who asks; pyfuse3's RequestContext is one."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def umask(self) -> int: ...
 
 
 class _OpenedFile:
@@ -95,6 +108,7 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = True
     enable_acl = True
+    native = False  # the data plane answers most requests: what is remembered here of attributes is not complete
 
     def __init__(
         self, volume: Volume, control: Control, *, atime: bool = True, boundary: Boundary | None = None
@@ -230,12 +244,12 @@ class Operations(pyfuse3.Operations):
 
     # -- making names
 
-    def _make(
+    def make(
         self,
         parent_inode: int,
         name: bytes,
         mode: int,
-        ctx: RequestContext,
+        ctx: Caller,
         *,
         rdev: int = 0,
         target: bytes | None = None,
@@ -244,7 +258,7 @@ class Operations(pyfuse3.Operations):
         volume, parent = self._volume, Ino(parent_inode)
         gid = ctx.gid
         xattrs: dict[bytes, bytes] = {}
-        if parent_inode in self._set_id:
+        if self.native or parent_inode in self._set_id:
             directory = volume.getattr(parent)
             if directory.mode & stat.S_ISGID:
                 gid = directory.gid
@@ -274,15 +288,15 @@ class Operations(pyfuse3.Operations):
             mode |= stat.S_IFREG
         if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
             rdev = 0
-        return self._looked_up(self._make(parent_inode, name, mode, ctx, rdev=rdev))
+        return self._looked_up(self.make(parent_inode, name, mode, ctx, rdev=rdev))
 
     @guarded
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._looked_up(self._make(parent_inode, name, stat.S_IFDIR | stat.S_IMODE(mode), ctx))
+        return self._looked_up(self.make(parent_inode, name, stat.S_IFDIR | stat.S_IMODE(mode), ctx))
 
     @guarded
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._looked_up(self._make(parent_inode, name, stat.S_IFLNK | 0o777, ctx, target=target))
+        return self._looked_up(self.make(parent_inode, name, stat.S_IFLNK | 0o777, ctx, target=target))
 
     @guarded
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
@@ -345,7 +359,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        attr = self._make(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
+        attr = self.make(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
         entry = self._looked_up(attr)
         try:
             return self._opened(attr.ino, flags & ~os.O_TRUNC, ctx), entry

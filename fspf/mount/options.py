@@ -57,6 +57,7 @@ class MountOptions:
     dev: bool = False
     exec: bool = True
     sync: bool = False
+    native: bool = True
     nonempty: bool = False
     auto_unmount: bool = False
     guard: bool = False
@@ -215,6 +216,8 @@ FLAGS: Final = {
     "noexec": Flag("exec", False, "run no programs"),
     "sync": Flag("sync", True, "every write is an fsync, too: slow"),
     "async": Flag("sync", False, "write back later (default)"),
+    "native": Flag("native", True, "answer most requests in C (default)"),
+    "nonative": Flag("native", False, "answer all requests in Python: slow; to compare, and to find faults"),
     "nonempty": Flag("nonempty", True, "hide what the mountpoint holds"),
     "auto_unmount": Flag("auto_unmount", True, "when the daemon dies, unmount instead of answering ENOTCONN"),
     "guard": Flag("guard", True, "make the directory below the mount immutable, as --guard"),

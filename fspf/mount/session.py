@@ -20,6 +20,7 @@ from fspf.mount.attach import attach
 from fspf.mount.control import Control
 from fspf.mount.operations import Operations
 from fspf.mount.place import refuse_nesting
+from fspf.mount.plane import Plane, control_pair
 from fspf.mount.protocol import describe
 from fspf.mount.system import notify_systemd, set_read_ahead, sync_filesystem, unmount, users_of
 from fspf.mount.upkeep import Upkeep
@@ -81,9 +82,11 @@ async def serve(plan: Plan, open_cas: Callable[[], Cas], on_live: Callable[[], N
         operations = Operations(volume, control, atime=options.atime)
         stack.callback(operations.forget_all)
         control.add_counters(operations.boundary.counters)
-        session = _Session(plan, operations, upkeep, on_live)
-        session.mount(read_only=volume.read_only)
+        session = _Session(plan, volume, operations, upkeep, on_live)
+        session.mount()
         stack.callback(session.close)
+        if session.plane is not None:
+            control.add_counters(session.plane.counters)
         stack.callback(upkeep.begin_end)
         log.info("%s is mounted on %s", plan.volume, plan.mountpoint)
         await session.run()
@@ -124,8 +127,12 @@ def single(exc: BaseException) -> BaseException:
 class _Session:
     """The connection to the kernel."""
 
-    def __init__(self, plan: Plan, operations: Operations, upkeep: Upkeep, on_live: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: Plan, volume: Volume, operations: Operations, upkeep: Upkeep, on_live: Callable[[], None]
+    ) -> None:
         self._plan = plan
+        self._volume = volume
+        self.plane: Plane | None = None
         self._operations = operations
         self._upkeep = upkeep
         self._on_live = on_live
@@ -135,25 +142,49 @@ class _Session:
 
     # -- mounting
 
-    def mount(self, *, read_only: bool) -> None:
+    def mount(self) -> None:
         """Mount. Requests wait until `run`.
 
         Raises:
             FspfError: The kernel or fusermount3 refused.
         """
-        descriptor = attach(self._plan, read_only=read_only)
+        descriptor = attach(self._plan, read_only=self._volume.read_only)
         try:
+            if self._plan.options.native:
+                descriptor = self._start_plane(descriptor)
             pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
+            if self.plane is not None:
+                self.plane.start()
         except BaseException:
             with suppress(OSError):
                 unmount(self._plan.mountpoint, lazy=True)
             raise
+
+    def _start_plane(self, device: int) -> int:
+        """Put the data plane between the kernel and pyfuse3; the descriptor that pyfuse3 gets."""
+        options = self._plan.options
+        ours, theirs = control_pair()
+        self._operations.native = True
+        self.plane = Plane(
+            self._volume,
+            self._operations,
+            device,
+            ours.detach(),
+            atime=options.atime,
+            cache_bytes=options.meta_cache_bytes,
+            uid=-1 if options.view_uid is None else options.view_uid,
+            gid=-1 if options.view_gid is None else options.view_gid,
+            umask=-1 if options.view_umask is None else options.view_umask,
+        )
+        return theirs.detach()
 
     def close(self) -> None:
         """Close the connection. A mount that never came to life is removed; any other that is left answers ENOTCONN."""
         if not self._live:
             with suppress(OSError):
                 unmount(self._plan.mountpoint, lazy=True)
+        if self.plane is not None:
+            self.plane.stop()
         pyfuse3.close(unmount=False)
 
     # -- serving
@@ -163,11 +194,18 @@ class _Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._announce, nursery)
             nursery.start_soon(self._listen, nursery)
+            if self.plane is not None:
+                nursery.start_soon(self._follow, self.plane)
             try:
                 await pyfuse3.main(max_tasks=_MAX_TASKS)
             finally:
                 self._left.set()
                 nursery.cancel_scope.cancel()
+
+    async def _follow(self, plane: Plane) -> None:
+        """End pyfuse3 when the kernel's side has ended: its socket does not tell an end from an error."""
+        await trio.lowlevel.wait_readable(plane.relay.wake_fd)
+        pyfuse3.terminate()
 
     async def _announce(self, nursery: trio.Nursery) -> None:
         """Wait until the mount answers, then say so."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
 import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
@@ -17,12 +16,14 @@ from weakref import WeakSet
 from fspf.core.errors import DamagedFileError, FspfError, ReadOnlyError
 from fspf.core.types import HOLE, ROOT_INO, Ino, Protection
 from fspf.volume.contents import MAX_FILE_SIZE, Content, Contents, OpenFile
+from fspf.volume.mirror import VolumeLock
 from fspf.volume.namespace import Namespace, Row
 from fspf_native import ChunkError, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fspf.volume.mirror import Mirror
     from fspf_native import Store
 
 RENAME_NOREPLACE: Final = 1
@@ -104,7 +105,8 @@ class InodeVolume:
     read_only: bool
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = VolumeLock()
+        self.mirror: Mirror | None = None  # a mount's data plane, see `attach_mirror`
         self.failed: str | None = None
         self.failure: FspfError | None = None  # the error behind `failed`
         self.opened_by = os.getpid()
@@ -154,6 +156,37 @@ class InodeVolume:
         with self.lock:
             path = self.namespace.path_of(ino)
         return DamagedFileError(path, exc.offset, exc.length, exc.kind, ino=ino)
+
+    # -- the data plane of a mount
+
+    def attach_mirror(self, mirror: Mirror) -> None:
+        """Let a data plane answer ahead of the namespace; its contents and numbers count from now on."""
+        with self.lock:
+            self.mirror = self.namespace.mirror = mirror
+            self.lock.on_enter = self._drain
+            if self.failed is not None:
+                mirror.set_blocked(errno.EROFS)
+
+    def detach_mirror(self) -> None:
+        """Take over what the data plane still has; it answers nothing any more."""
+        with self.lock:
+            if self.mirror is not None and not self.read_only:
+                self.mirror.flush_all()
+                self._drain()
+            self.mirror = self.namespace.mirror = None
+            self.lock.on_enter = None
+
+    def _drain(self) -> None:
+        """Store what the data plane has answered. It runs whenever the lock is entered from outside."""
+        mirror = self.mirror
+        if mirror is None or not mirror.pending or self.failed is not None or self.ended:
+            return
+        try:
+            self.namespace.apply(mirror.drain())
+        except (OSError, FspfError) as exc:
+            self.fail(f"what the mount had answered could not be stored: {exc}")
+            raise
+        self._bound_memory()
 
     # -- attributes
 
@@ -296,7 +329,7 @@ class InodeVolume:
             for key, value in (xattrs or {}).items():
                 self._check_xattr(key, value)
             now = time.time_ns()
-            ino = Ino(namespace.next_ino)
+            ino = namespace.take_ino()
             is_dir = stat.S_ISDIR(mode)
             row = Row(
                 ino=ino, mode=mode, uid=uid, gid=gid, rdev=rdev, nlink=2 if is_dir else 1,
@@ -314,7 +347,6 @@ class InodeVolume:
                         namespace.update(parent, nlink=directory.nlink + 1)
             elif not namespace.add_inode(row, parent, name):
                 raise error(errno.EEXIST, name)
-            namespace.next_ino += 1
             namespace.files += 1
             namespace.touch(parent, now)
         self._bound_memory()
@@ -420,6 +452,8 @@ class InodeVolume:
 
     def _in_use(self, ino: Ino) -> bool:
         content = self.contents.get(ino)
+        if self.mirror is not None and self.mirror.in_use(ino):
+            return True
         return self._held.get(ino, 0) > 0 or (content is not None and content.handles > 0)
 
     def _drop_name(self, row: Row, now_ns: int) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
-    from fspf_native import Tree
+    from fspf.volume.mirror import Mirror
+    from fspf_native import Drained, Tree
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,13 @@ _SELECT_ENTRIES: Final = (
     f"SELECT d.cookie, d.name, {_ROW_COLUMNS} FROM dirent d JOIN inode i ON i.ino = d.ino"  # noqa: S608
     " WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?"
 )
+_SELECT_FILLING: Final = (  # also whether the inode has xattrs
+    f"SELECT d.cookie, d.name, {_ROW_COLUMNS}, (SELECT 1 FROM xattr x WHERE x.ino = i.ino LIMIT 1)"  # noqa: S608
+    " FROM dirent d JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?"
+)
 _INSERT_ENTRY: Final = "INSERT INTO dirent VALUES (?, ?, ?, ?)"
+_UPSERT_ENTRY: Final = "INSERT OR REPLACE INTO dirent VALUES (?, ?, ?, ?)"
+_UPSERT_INODE: Final = "INSERT OR REPLACE INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_INODE: Final = "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 _MAX_CACHED_ROWS: Final = 8192  # about 5 MB
@@ -126,6 +133,7 @@ class Namespace:
         self.operations = 0
         self.broken: str | None = None
         self.on_broken: Callable[[str], None] = log.error
+        self.mirror: Mirror | None = None  # a mount's data plane
         self._touched: dict[Ino, int] = {}
         self._rows: dict[
             Ino, Row
@@ -236,6 +244,8 @@ class Namespace:
                 yield
             except BaseException:
                 self._rows.clear()
+                if self.mirror is not None:
+                    self.mirror.reset()
                 if self.connection.in_transaction:
                     execute("ROLLBACK TO op")
                     execute("RELEASE op")
@@ -255,8 +265,7 @@ class Namespace:
 
         The same as `change` with `insert` and `add_entry`, in two statements instead of five.
         """
-        cookie = self.next_cookie
-        self.next_cookie += 1
+        cookie = self._take_cookie()
         with self.translated():
             self._begin()
             try:
@@ -267,7 +276,24 @@ class Namespace:
             except (apsw.Error, IntegrityError, OSError) as exc:
                 self._break(f"half of a new file may be in the namespace: {exc}")
                 raise
+        if self.mirror is not None:
+            self.mirror.put_name(parent, cookie, name, row.ino, row.mode)
         return True
+
+    def take_ino(self) -> Ino:
+        """Return a number that no inode has or had."""
+        if self.mirror is not None:
+            return Ino(self.mirror.take_ino())
+        ino = Ino(self.next_ino)
+        self.next_ino += 1
+        return ino
+
+    def _take_cookie(self) -> int:
+        if self.mirror is not None:
+            return self.mirror.take_cookie()
+        cookie = self.next_cookie
+        self.next_cookie += 1
+        return cookie
 
     def commit(self) -> None:
         """Write counters and postponed times, end SQLite's transaction: everything is in the tree."""
@@ -285,6 +311,61 @@ class Namespace:
             self._execute("COMMIT")
         self.dirty = False
         self.operations = 0
+
+    # -- the data plane of a mount
+
+    def filling(self, parent: Ino, after: int, limit: int) -> list[Any]:
+        """Return entries as `Relay.fill_directory` takes them."""
+        with self.translated():
+            return list(self._execute(_SELECT_FILLING, (parent, after, limit)).fetchall())
+
+    def has_xattrs(self, ino: Ino) -> bool:
+        with self.translated():
+            return self._execute("SELECT 1 FROM xattr WHERE ino = ? LIMIT 1", (ino,)).fetchone() is not None
+
+    def any_xattrs(self) -> bool:
+        with self.translated():
+            return self._execute("SELECT 1 FROM xattr LIMIT 1").fetchone() is not None
+
+    def apply(self, drained: Drained) -> None:
+        """Store what the data plane has answered: whole rows, in the state of one instant.
+
+        Raises:
+            FspfError, OSError: Half of it may be stored; nothing can be committed any more.
+        """
+        inodes, names, removed, deleted, files, size, self.next_ino, self.next_cookie = drained
+        changes = len(inodes) + len(names) + len(removed) + len(deleted)
+        self.files += files
+        self.bytes += size
+        if not changes:
+            return
+        many = self.connection.executemany
+        rows, touched = self._rows, self._touched
+        try:
+            with self.translated():
+                self._begin()
+                if removed:
+                    many("DELETE FROM dirent WHERE parent = ? AND cookie = ?", removed)
+                if deleted:
+                    many("DELETE FROM inode WHERE ino = ?", [(ino,) for ino, _ in deleted])
+                    if with_xattrs := [(ino,) for ino, xattrs in deleted if xattrs]:
+                        many("DELETE FROM xattr WHERE ino = ?", with_xattrs)
+                    for ino, _ in deleted:
+                        rows.pop(Ino(ino), None)
+                        touched.pop(Ino(ino), None)
+                if inodes:
+                    inodes.sort()
+                    many(_UPSERT_INODE, inodes)
+                    for row in inodes:
+                        rows.pop(Ino(row[0]), None)
+                        touched.pop(Ino(row[0]), None)
+                if names:
+                    names.sort()
+                    many(_UPSERT_ENTRY, names)
+        except BaseException as exc:
+            self._break(f"what the mount had answered could not be stored: {exc}")
+            raise
+        self.operations += changes
 
     # -- inodes
 
@@ -330,6 +411,8 @@ class Namespace:
             self._execute(f"UPDATE inode SET {assignments} WHERE ino = ?", (*columns.values(), ino))  # noqa: S608
         if row is not None:
             self._rows[ino] = row._replace(**columns)  # type: ignore[arg-type]  # the columns are the fields
+        if self.mirror is not None:
+            self.mirror.changed(ino, columns)
 
     def _write_touched(self) -> None:
         for ino, now in self._touched.items():
@@ -340,6 +423,8 @@ class Namespace:
     def touch(self, ino: Ino, now_ns: int) -> None:
         """Set mtime and ctime of a directory at the next commit: one row write however many entries change."""
         self._touched[ino] = now_ns
+        if self.mirror is not None:
+            self.mirror.changed(ino, {"mtime_ns": now_ns, "ctime_ns": now_ns})
         if len(self._touched) > 4096:  # bounded memory
             with self.translated():
                 self._write_touched()
@@ -378,8 +463,7 @@ class Namespace:
             return self._execute("SELECT 1 FROM dirent WHERE parent = ? LIMIT 1", (parent,)).fetchone() is None
 
     def add_entry(self, parent: Ino, name: bytes, ino: Ino) -> None:
-        cookie = self.next_cookie
-        self.next_cookie += 1
+        cookie = self._take_cookie()
         with self.translated():
             self._execute(_INSERT_ENTRY, (parent, cookie, name, ino))
 
@@ -432,6 +516,8 @@ class Namespace:
     def set_xattr(self, ino: Ino, name: bytes, value: bytes) -> None:
         if name == CAPABILITY:
             self.capabilities += 1
+        if self.mirror is not None:
+            self.mirror.has_xattrs(ino)
         with self.translated():
             self._execute("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (ino, name, value))
 

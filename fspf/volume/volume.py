@@ -91,6 +91,7 @@ class Volume(Files):
         self._wake = threading.Event()
         self._closed = False
         self._force_commit = False
+        self._mirror_errno = 0  # why the data plane could not seal some content at the last commit
         self._reserve = 0  # most slots that the reserve has had
         self._map_is_saved = False  # the newest root record names a space map
         self._owned: Cas | None = None
@@ -378,7 +379,10 @@ class Volume(Files):
     def _failures(self) -> list[OSError | FspfError]:
         """Return why contents could not be flushed by the last commit."""
         with self.lock:
-            return self.contents.failures()
+            failures = self.contents.failures()
+            if self._mirror_errno:
+                failures.append(error(self._mirror_errno))
+            return failures
 
     def fsync(self, ino: Ino | None = None) -> None:
         """Commit the data of *ino* and all metadata; other files' data may stay in memory."""
@@ -392,6 +396,9 @@ class Volume(Files):
 
     def _prepare(self, everything: bool, closing: bool) -> Prepared | None:  # noqa: FBT001  # called by Commits only
         """Flush what a commit takes along. COMMIT.md, steps 1 and 2."""
+        mirror = self.mirror
+        if mirror is not None and (everything or closing):
+            self._mirror_errno = mirror.flush_all()  # without the lock: requests go on
         with self.lock:
             self.check_writable()
             if everything or closing:
@@ -415,6 +422,8 @@ class Volume(Files):
             self._force_commit = False
             self.low_on_space = self._is_low_on_space()
             self.no_space = self.low_on_space and self._only_reserve_is_left()
+            if mirror is not None:
+                mirror.set_no_space(self.no_space)
             self._map_is_saved = space_map is not None
             return Prepared(
                 namespace=namespace_root,
@@ -476,6 +485,8 @@ class Volume(Files):
             reason = str(reason)
             self.failed = reason
             self._errors.append(reason)
+            if self.mirror is not None:
+                self.mirror.set_blocked(errno.EROFS)
             log.error("%s turned read-only: %s", self.path, reason)
 
     def _start_maintenance(self, commit_interval: float | None) -> None:

@@ -1,0 +1,238 @@
+"""The Python side of the native data plane: what its threads ask for, and its life beside pyfuse3.
+
+Requests are answered in `fspf_native` (docs/DATAPLANE.md); what only pyfuse3 can answer is `operations`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import stat
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from fspf.core.errors import FspfError
+from fspf.core.types import Ino
+from fspf.mount.operations import CAPABILITY
+from fspf_native import ChunkError, Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fspf.mount.operations import Operations
+    from fspf.volume.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_PAGE: Final = 4096  # directory entries read at a time; the volume's lock is free between
+_THREADS: Final = 2  # more start when all are busy
+_APPLY_AT: Final = 8192  # rows and names that wait before they are stored in the background
+_RELIEVE_BYTES: Final = 16 << 20  # dirty data that is left in memory by the background thread
+_LOOK_EVERY_S: Final = 0.25
+_SOCKET_BYTES: Final = 4 << 20
+_SNDBUFFORCE: Final = 32  # <asm-generic/socket.h>; the socket module does not have them
+_RCVBUFFORCE: Final = 33
+
+
+def control_pair() -> tuple[socket.socket, socket.socket]:
+    """Make the socket between relay and pyfuse3, whose messages are whole requests."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        for forced, plain in ((_SNDBUFFORCE, socket.SO_SNDBUF), (_RCVBUFFORCE, socket.SO_RCVBUF)):
+            try:
+                end.setsockopt(socket.SOL_SOCKET, forced, _SOCKET_BYTES)
+            except OSError:  # not root
+                end.setsockopt(socket.SOL_SOCKET, plain, _SOCKET_BYTES)
+    return ours, theirs
+
+
+class Plane:
+    """One mount's native data plane.
+
+    Methods that the native threads call return an errno and let nothing out.
+
+    Args:
+        volume: Open; its lock is entered by native threads too.
+        operations: The control plane, for rules that only it knows.
+        device: The kernel's descriptor; taken over.
+        control: The relay's end of `control_pair`; taken over.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        operations: Operations,
+        device: int,
+        control: int,
+        *,
+        atime: bool,
+        cache_bytes: int,
+        uid: int = -1,
+        gid: int = -1,
+        umask: int = -1,
+    ) -> None:
+        self._volume = volume
+        self._operations = operations
+        self._boundary = operations.boundary
+        self._no_xattrs = not volume.namespace.any_xattrs()
+        self._stopping = threading.Event()
+        self.relay = Relay(
+            volume.store,
+            device,
+            control,
+            self,
+            cache_bytes=cache_bytes,
+            atime=atime,
+            read_only=volume.read_only,
+            threads=_THREADS,
+            uid=uid,
+            gid=gid,
+            umask=umask,
+        )
+        with volume.lock:
+            self.relay.set_numbers(volume.namespace.next_ino, volume.namespace.next_cookie)
+        if volume.no_space:
+            self.relay.set_no_space(True)  # the native method's signature
+        volume.attach_mirror(self.relay)
+        self._background = threading.Thread(target=self._run, name="fspf-apply", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self.relay.start()
+        if not self._volume.read_only:
+            self._background.start()
+
+    def stop(self) -> None:
+        """Answer nothing any more, and give the volume what it does not have yet. Idempotent."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        self.relay.stop()
+        if self._background.is_alive():
+            self._background.join()
+        try:
+            self._volume.detach_mirror()
+        except (OSError, FspfError) as exc:
+            self._boundary.errno_of("unmount", exc)
+
+    def _run(self) -> None:
+        """Store and seal in the background, so that neither piles up in memory until the next commit."""
+        while not self._stopping.is_set():
+            due = self.relay.wait_dirty(_APPLY_AT, _LOOK_EVERY_S)
+            self.relay.relieve(_RELIEVE_BYTES)
+            if due:
+                self.apply()
+
+    # -- called by native threads
+
+    def _guarded(self, handler: str, action: Callable[[], object]) -> int:
+        try:
+            action()
+        except Exception as exc:  # noqa: BLE001 - one of the three boundaries (style 2.11)
+            return self._boundary.errno_of(handler, exc)
+        return 0
+
+    def load_inode(self, ino: int) -> int:
+        """Tell the relay an inode's row."""
+        return self._guarded("getattr", lambda: self._load_inode(Ino(ino)))
+
+    def _load_inode(self, ino: Ino) -> None:
+        volume = self._volume
+        with volume.lock:
+            row = volume.namespace.inode(ino)
+            if row is None:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            self.relay.fill_inode(tuple(row), self._no_xattrs or not volume.namespace.has_xattrs(ino))
+
+    def load_directory(self, ino: int) -> int:
+        """Tell the relay all names of a directory."""
+        return self._guarded("readdir", lambda: self._load_directory(Ino(ino)))
+
+    def _load_directory(self, ino: Ino) -> None:
+        volume = self._volume
+        with volume.lock:  # the whole of it: nothing may come between that the relay does not learn of
+            row = volume.namespace.inode(ino)
+            if row is None or not stat.S_ISDIR(row.mode):
+                number = errno.ENOENT if row is None else errno.ENOTDIR
+                raise OSError(number, os.strerror(number))
+            after = 0
+            while True:
+                entries = volume.namespace.filling(ino, after, _PAGE)
+                last = len(entries) < _PAGE
+                self.relay.fill_directory(ino, entries, self._no_xattrs, last)
+                if last:
+                    return
+                after = entries[-1][0]
+
+    def make(self, parent: int, name: bytes, mode: int, rdev: int, umask: int, uid: int, gid: int, pid: int) -> int:
+        """Make an inode in a directory whose access list has a say."""
+        ctx = _Caller(uid, gid, pid, umask)
+        return self._guarded(
+            "create", lambda: self._operations.make(parent, name, mode, ctx, rdev=rdev if not stat.S_ISREG(mode) else 0)
+        )
+
+    def apply(self) -> int:
+        """Store what was answered ahead of the namespace."""
+
+        def enter() -> None:
+            with self._volume.lock:
+                pass
+
+        return self._guarded("apply", enter)
+
+    def grow(self) -> int:
+        """Tell whether the namespace may become larger."""
+
+        def check() -> None:
+            with self._volume.lock:
+                self._volume.check_growth()
+                self.relay.set_no_space(self._volume.no_space)
+
+        return self._guarded("create", check)
+
+    def fsync(self, ino: int, data_only: int) -> int:  # a commit has both
+        """Commit; the content of *ino* is sealed already."""
+        return self._guarded("fsync", self._volume.fsync)
+
+    def drop_capability(self, ino: int) -> int:
+        """Take security.capability from a file that was changed."""
+        return self._guarded("write", lambda: self._drop_capability(Ino(ino)))
+
+    def _drop_capability(self, ino: Ino) -> None:
+        volume = self._volume
+        if not volume.namespace.capabilities:
+            return
+        with volume.lock, suppress(OSError):
+            volume.removexattr(ino, CAPABILITY)
+
+    def failed(self, handler: str, ino: int, exc: Exception) -> int:
+        """Turn what happened to a content into an errno, and tell the log in the user's words."""
+        if isinstance(exc, ChunkError):
+            return self._boundary.errno_of(handler, self._volume.damaged(Ino(ino), exc))
+        return self._boundary.errno_of(handler, exc)
+
+    # -- for status and tests
+
+    def counters(self) -> dict[str, Any]:
+        """Return what `Control.add_counters` takes."""
+        stats = self.relay.stats()
+        return {
+            "requests": stats["requests"],
+            "read_bytes": stats["bytes_read"],
+            "written_bytes": stats["bytes_written"],
+        }
+
+
+class _Caller:
+    """Who asks: what pyfuse3's RequestContext tells a handler."""
+
+    __slots__ = ("gid", "pid", "uid", "umask")
+
+    def __init__(self, uid: int, gid: int, pid: int, umask: int) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.pid = pid
+        self.umask = umask

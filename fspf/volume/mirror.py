@@ -1,0 +1,73 @@
+"""What a mount's native data plane knows ahead of the namespace, and how the two are kept equal.
+
+The rows themselves are `fspf.volume.namespace`; the native side is `fspf_native.Relay`. docs/DATAPLANE.md has the rules.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from fspf_native import Drained
+
+
+class Mirror(Protocol):
+    """What `Namespace` and `Volume` ask of the data plane; all with the volume's lock held."""
+
+    @property
+    def pending(self) -> int:
+        """Rows and names that the namespace does not have."""
+
+    def drain(self) -> Drained:
+        """Take them."""
+
+    def flush_all(self) -> int:
+        """Seal all contents; the errno of the first failure, or 0."""
+
+    def in_use(self, ino: int, /) -> bool:
+        """Tell whether the kernel knows the inode."""
+
+    def take_ino(self) -> int: ...
+    def take_cookie(self) -> int: ...
+    def changed(self, ino: int, columns: dict[str, int | bytes | None], /) -> None: ...
+    def has_xattrs(self, ino: int, /) -> None: ...
+    def put_name(self, parent: int, cookie: int, name: bytes, ino: int, mode: int, /) -> None: ...
+    def drop_name(self, parent: int, name: bytes, /) -> None: ...
+    def reset(self) -> None:
+        """Forget what can be read again: a change was taken back."""
+
+    def set_blocked(self, errno: int, /) -> None:
+        """Answer every change with this errno."""
+
+    def set_no_space(self, flag: bool, /) -> None:  # noqa: FBT001  # the native method's signature
+        """Let whatever makes the namespace larger be asked for first."""
+
+
+class VolumeLock:
+    """The volume's re-entrant lock. Whoever enters it from outside sees all that the data plane has answered."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        self.on_enter: Callable[[], None] | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+        if self._depth == 1 and self.on_enter is not None:
+            try:
+                self.on_enter()
+            except BaseException:
+                self._depth -= 1
+                self._lock.release()
+                raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        self._lock.release()

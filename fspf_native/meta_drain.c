@@ -1,0 +1,126 @@
+/* Taking what the database does not have out of the tables, as of one instant. See meta.h. */
+#include "meta.h"
+
+#include <stdlib.h>
+
+void drained_clear(drained *d)
+{
+    for (size_t i = 0; i < d->inode_count; i++) {
+        free(d->inodes[i].target);
+    }
+    free(d->inodes);
+    free(d->names);
+    free(d->removed);
+    free(d->deleted);
+    free(d->text);
+    memset(d, 0, sizeof *d);
+}
+
+static void count_dirty(const meta *m, size_t *inodes, size_t *names, size_t *text)
+{
+    *inodes = *names = *text = 0;
+    for (const inode *node = m->dirty_first; node != NULL; node = node->dirty_next) {
+        (*inodes)++;
+    }
+    for (const dentry *name = m->dirty_names; name != NULL; name = name->dirty_next) {
+        (*names)++;
+        *text += name->len;
+    }
+}
+
+static int copy_inode(const inode *node, drained_inode *out)
+{
+    *out = (drained_inode){
+        .ino = node->ino, .parent = node->parent, .chunks = node->chunks, .size = node->root.size,
+        .atime = node->atime, .mtime = node->mtime, .ctime = node->ctime, .btime = node->btime,
+        .mode = node->mode, .uid = node->uid, .gid = node->gid, .rdev = node->rdev, .nlink = node->nlink,
+        .depth = node->root.depth, .protection = node->protection, .stored = node->stored,
+    };
+    memcpy(out->pointer, node->root.pointer, POINTER_LEN);
+    if (node->target != NULL) {
+        out->target = malloc(node->target_len);
+        if (out->target == NULL) {
+            return -1;
+        }
+        memcpy(out->target, node->target, node->target_len);
+        out->target_len = node->target_len;
+    }
+    return 0;
+}
+
+static int take_lock_held(meta *m, drained *out)
+{
+    size_t inodes = 0;
+    size_t names = 0;
+    size_t text = 0;
+    count_dirty(m, &inodes, &names, &text);
+    out->inodes = malloc((inodes + 1) * sizeof *out->inodes);
+    out->names = malloc((names + 1) * sizeof *out->names);
+    out->text = malloc(text + 1);
+    if (out->inodes == NULL || out->names == NULL || out->text == NULL) {
+        return -1;
+    }
+    for (const inode *node = m->dirty_first; node != NULL; node = node->dirty_next) {
+        if (copy_inode(node, &out->inodes[out->inode_count]) != 0) {
+            return -1;
+        }
+        out->inode_count++;
+    }
+    size_t at = 0;
+    for (const dentry *name = m->dirty_names; name != NULL; name = name->dirty_next) {
+        out->names[out->name_count++] = (drained_name){
+            .parent = name->dir->ino, .cookie = name->cookie, .ino = name->ino, .stored = name->stored,
+            .len = name->len, .at = at,
+        };
+        memcpy(out->text + at, name->name, name->len);
+        at += name->len;
+    }
+    /* From here on nothing fails. */
+    for (inode *node = m->dirty_first, *next; node != NULL; node = next) {
+        next = node->dirty_next;
+        node->dirty = false;
+        node->stored = true;
+        node->dirty_next = node->dirty_prev = NULL;
+    }
+    m->dirty_first = NULL;
+    for (dentry *name = m->dirty_names, *next; name != NULL; name = next) {
+        next = name->dirty_next;
+        name->dirty = false;
+        name->dir->dirty_names--;
+        name->stored = true;
+        name->dirty_next = name->dirty_prev = NULL;
+    }
+    m->dirty_names = NULL;
+    out->removed = m->removed;
+    out->removed_count = m->removed_count;
+    out->deleted = m->deleted;
+    out->deleted_count = m->deleted_count;
+    m->removed = NULL;
+    m->removed_count = m->removed_capacity = 0;
+    m->deleted = NULL;
+    m->deleted_count = m->deleted_capacity = 0;
+    m->dirty_count = 0;
+    out->files_delta = m->files_delta;
+    out->bytes_delta = m->bytes_delta;
+    m->files_delta = m->bytes_delta = 0;
+    return 0;
+}
+
+int meta_drain(meta *m, drained *out)
+{
+    memset(out, 0, sizeof *out);
+    pthread_rwlock_wrlock(&m->gate);
+    pthread_mutex_lock(&m->lock);
+    int result = take_lock_held(m, out);
+    out->next_ino = m->next_ino;
+    out->next_cookie = m->next_cookie;
+    if (result == 0) {
+        store_commit_mark(m->st);
+    }
+    pthread_mutex_unlock(&m->lock);
+    pthread_rwlock_unlock(&m->gate);
+    if (result != 0) {
+        drained_clear(out);
+    }
+    return result;
+}

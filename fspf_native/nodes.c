@@ -1,0 +1,154 @@
+/* Getting at inodes, and telling the kernel what they are. */
+#include "relay.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#define VALID_S 3600u /* the mount is the volume's only writer: nothing changes behind the kernel's back */
+
+int64_t now_ns(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_REALTIME_COARSE, &now); /* the kernel's own: it stamps writes in its cache with it */
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int node_get(request *req, uint64_t ino, inode **out)
+{
+    relay *r = req->r;
+    for (int tries = 0; tries < 8; tries++) {
+        pthread_mutex_lock(&r->meta.lock);
+        inode *node = meta_find(&r->meta, ino);
+        if (node != NULL && node->valid) {
+            meta_pin(node);
+            pthread_mutex_unlock(&r->meta.lock);
+            *out = node;
+            return 0;
+        }
+        pthread_mutex_unlock(&r->meta.lock);
+        int error = r->up.load_inode(r->up.context, ino);
+        if (error != 0) {
+            return -error;
+        }
+    }
+    return -EIO;
+}
+
+void node_put(request *req, inode *node)
+{
+    pthread_mutex_lock(&req->r->meta.lock);
+    meta_unpin(&req->r->meta, node);
+    pthread_mutex_unlock(&req->r->meta.lock);
+}
+
+int check_change(request *req)
+{
+    int blocked = req->r->meta.blocked;
+    if (req->r->options.read_only) {
+        return -EROFS;
+    }
+    if (blocked != 0) {
+        return -blocked;
+    }
+    if (req->r->meta.dirty_count > 200000) {
+        return -req->r->up.drain(req->r->up.context);
+    }
+    return 0;
+}
+
+static void split_time(int64_t ns, uint64_t *seconds, uint32_t *rest)
+{
+    int64_t s = ns / 1000000000;
+    int64_t n = ns % 1000000000;
+    if (n < 0) {
+        n += 1000000000;
+        s--;
+    }
+    *seconds = (uint64_t)s;
+    *rest = (uint32_t)n;
+}
+
+void fill_attr(const relay *r, const inode *node, struct fuse_attr *out)
+{
+    memset(out, 0, sizeof *out);
+    uint64_t chunks = node->tree != NULL ? tree_allocated(node->tree) : node->chunks;
+    out->ino = node->ino;
+    out->size = node->target != NULL ? node->target_len : node->tree != NULL ? tree_size(node->tree) : node->root.size;
+    out->blocks = chunks * (r->chunk_size / 512);
+    split_time(node->atime, &out->atime, &out->atimensec);
+    split_time(node->mtime, &out->mtime, &out->mtimensec);
+    split_time(node->ctime, &out->ctime, &out->ctimensec);
+    out->mode = node->mode;
+    out->nlink = node->nlink;
+    out->uid = node->uid;
+    out->gid = node->gid;
+    out->rdev = node->rdev;
+    out->blksize = r->chunk_size;
+    if (r->options.view) {
+        out->uid = r->options.view_uid != UINT32_MAX ? r->options.view_uid : out->uid;
+        out->gid = r->options.view_gid != UINT32_MAX ? r->options.view_gid : out->gid;
+        if (r->options.view_umask != UINT32_MAX && !S_ISLNK(node->mode)) {
+            out->mode = (node->mode & S_IFMT) | (0777 & ~r->options.view_umask);
+        }
+    }
+}
+
+void fill_entry(const relay *r, const inode *node, struct fuse_entry_out *out)
+{
+    memset(out, 0, sizeof *out);
+    out->nodeid = node->ino;
+    out->entry_valid = VALID_S;
+    out->attr_valid = VALID_S;
+    fill_attr(r, node, &out->attr);
+}
+
+/* Is the caller in the group? The kernel tells us only its first one. */
+static bool caller_in_group(const struct fuse_in_header *in, uint32_t gid)
+{
+    char path[64];
+    char line[4096];
+    bool found = in->gid == gid;
+    (void)snprintf(path, sizeof path, "/proc/%u/status", in->pid);
+    FILE *status = found ? NULL : fopen(path, "re");
+    while (status != NULL && fgets(line, sizeof line, status) != NULL) {
+        if (strncmp(line, "Groups:", 7) != 0) {
+            continue;
+        }
+        char *rest = NULL;
+        for (char *word = strtok_r(line + 7, " \t\n", &rest); word != NULL && !found;
+             word = strtok_r(NULL, " \t\n", &rest)) {
+            found = strtoul(word, NULL, 10) == gid;
+        }
+        break;
+    }
+    if (status != NULL) {
+        (void)fclose(status);
+    }
+    return found;
+}
+
+bool kill_privileges(request *req, inode *node)
+{
+    uint32_t mode = node->mode;
+    if (S_ISDIR(mode) || (mode & (S_ISUID | S_ISGID)) == 0) {
+        return false;
+    }
+    mode &= ~(uint32_t)S_ISUID;
+    if ((mode & S_ISGID) != 0 && ((mode & S_IXGRP) != 0 || !caller_in_group(req->in, node->gid))) {
+        mode &= ~(uint32_t)S_ISGID;
+    }
+    if (mode == node->mode) {
+        return false;
+    }
+    node->mode = mode;
+    return true;
+}
+
+void set_times(inode *node, int64_t now)
+{
+    node->mtime = now;
+    node->ctime = now > node->ctime ? now : node->ctime;
+}

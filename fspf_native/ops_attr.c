@@ -1,0 +1,209 @@
+/* Requests for attributes and extended attributes. */
+#include "relay.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#define VALID_S 3600u
+#define SECOND INT64_C(1000000000)
+#define WIRE_STATX_BASIC 0x7ffu
+#define WIRE_STATX_BTIME 0x800u
+
+static void reply_attr(request *req, const inode *node)
+{
+    struct fuse_attr_out out = {.attr_valid = VALID_S};
+    fill_attr(req->r, node, &out.attr);
+    memcpy(req->out, &out, sizeof out);
+    req->out_len = sizeof out;
+}
+
+int op_getattr(request *req)
+{
+    inode *node = NULL;
+    int result = node_get(req, req->in->nodeid, &node);
+    if (result != 0) {
+        return result;
+    }
+    pthread_mutex_lock(&req->r->meta.lock);
+    reply_attr(req, node);
+    meta_unpin(&req->r->meta, node);
+    pthread_mutex_unlock(&req->r->meta.lock);
+    return 0;
+}
+
+static struct wire_sx_time sx_time(uint64_t seconds, uint32_t ns)
+{
+    return (struct wire_sx_time){.tv_sec = (int64_t)seconds, .tv_nsec = ns};
+}
+
+int op_statx(request *req)
+{
+    inode *node = NULL;
+    struct fuse_attr attr;
+    int result = node_get(req, req->in->nodeid, &node);
+    if (result != 0) {
+        return result;
+    }
+    pthread_mutex_lock(&req->r->meta.lock);
+    fill_attr(req->r, node, &attr);
+    int64_t born = node->btime;
+    meta_unpin(&req->r->meta, node);
+    pthread_mutex_unlock(&req->r->meta.lock);
+    struct wire_statx_out out = {.attr_valid = VALID_S};
+    out.stat = (struct wire_statx){
+        .mask = WIRE_STATX_BASIC | WIRE_STATX_BTIME, .blksize = attr.blksize, .nlink = attr.nlink, .uid = attr.uid,
+        .gid = attr.gid, .mode = (uint16_t)attr.mode, .ino = attr.ino, .size = attr.size, .blocks = attr.blocks,
+        .atime = sx_time(attr.atime, attr.atimensec), .mtime = sx_time(attr.mtime, attr.mtimensec),
+        .ctime = sx_time(attr.ctime, attr.ctimensec), .rdev_major = major(attr.rdev), .rdev_minor = minor(attr.rdev),
+    };
+    int64_t s = born / SECOND - (born % SECOND < 0);
+    out.stat.btime = (struct wire_sx_time){.tv_sec = s, .tv_nsec = (uint32_t)(born - s * SECOND)};
+    memcpy(req->out, &out, sizeof out);
+    req->out_len = sizeof out;
+    return 0;
+}
+
+static int64_t joined_time(uint64_t seconds, uint32_t ns)
+{
+    int64_t s = (int64_t)seconds;
+    int64_t most = INT64_MAX / SECOND - 1; /* 64 bits of ns: from 1677 to 2262 */
+    s = s > most ? most : s < -most ? -most : s;
+    return s * SECOND + ns;
+}
+
+int op_setattr(request *req)
+{
+    struct fuse_setattr_in in;
+    memcpy(&in, req->arg, sizeof in);
+    relay *r = req->r;
+    inode *node = NULL;
+    int result = check_change(req);
+    if (result == 0) {
+        result = node_get(req, req->in->nodeid, &node);
+    }
+    if (result != 0) {
+        return result;
+    }
+    bool resized = false;
+    if (in.valid & FATTR_SIZE) {
+        tree *t = NULL;
+        fspf_error err = {0};
+        result = content_tree(r, node, &t);
+        if (result == 0 && in.size > MAX_FILE_SIZE) {
+            result = -EFBIG;
+        }
+        if (result == 0) {
+            resized = true; /* also to the same size: times and privileges follow */
+            fspf_status status = tree_truncate(t, in.size, &err);
+            if (status != ST_OK) {
+                result = status == ST_OS ? -err.os_errno
+                                         : -r->up.failed(r->up.context, "truncate", node->ino, status, &err);
+            }
+        }
+    }
+    bool pass = result == 0 && !node->no_xattrs && (in.valid & FATTR_MODE) != 0; /* an access list follows the mode */
+    bool capability = result == 0 && (in.valid & (FATTR_SIZE | FATTR_UID | FATTR_GID)) != 0;
+    if (capability && !S_ISDIR(node->mode)) {
+        drop_capability(req, node);
+    }
+    pthread_mutex_lock(&r->meta.lock);
+    if (result == 0) {
+        int64_t now = now_ns();
+        uint32_t valid = in.valid;
+        if (r->options.view) {
+            if (r->options.view_uid != UINT32_MAX) {
+                valid &= ~(uint32_t)FATTR_UID;
+            }
+            if (r->options.view_gid != UINT32_MAX) {
+                valid &= ~(uint32_t)FATTR_GID;
+            }
+        }
+        if (valid & FATTR_KILL_SUIDGID) {
+            if (valid & (FATTR_UID | FATTR_GID)) { /* a change of owner clears them for everybody */
+                uint32_t kept = node->mode & ~(uint32_t)S_ISUID;
+                if (!S_ISDIR(node->mode)) {
+                    node->mode = (kept & S_IXGRP) != 0 ? kept & ~(uint32_t)S_ISGID : kept;
+                }
+            } else {
+                (void)kill_privileges(req, node);
+            }
+        }
+        if (valid & FATTR_MODE) {
+            node->mode = (node->mode & S_IFMT) | (in.mode & 07777);
+        }
+        if (valid & FATTR_UID) {
+            node->uid = in.uid;
+        }
+        if (valid & FATTR_GID) {
+            node->gid = in.gid;
+        }
+        if (valid & FATTR_ATIME) {
+            node->atime = valid & FATTR_ATIME_NOW ? now : joined_time(in.atime, in.atimensec);
+        }
+        if (resized) {
+            node->mtime = now;
+            meta_changed(&r->meta, node);
+        }
+        if (valid & FATTR_MTIME) {
+            node->mtime = valid & FATTR_MTIME_NOW ? now : joined_time(in.mtime, in.mtimensec);
+        }
+        int64_t changed = valid & FATTR_CTIME ? joined_time(in.ctime, in.ctimensec) : now;
+        node->ctime = changed > node->ctime ? changed : node->ctime; /* it never goes back */
+        meta_dirty(&r->meta, node);
+        reply_attr(req, node);
+    }
+    meta_unpin(&r->meta, node);
+    pthread_mutex_unlock(&r->meta.lock);
+    if (pass) {
+        struct fuse_setattr_in *rest = (struct fuse_setattr_in *)(void *)(req->w->in + sizeof(struct fuse_in_header));
+        rest->valid &= FATTR_MODE | FATTR_CTIME;
+        return PASS;
+    }
+    return result;
+}
+
+/* ---- extended attributes: only that there are none ---- */
+
+static int known_to_have_none(request *req)
+{
+    inode *node = NULL;
+    int result = node_get(req, req->in->nodeid, &node);
+    if (result != 0) {
+        return result;
+    }
+    result = node->no_xattrs ? 1 : 0;
+    node_put(req, node);
+    return result;
+}
+
+int op_getxattr(request *req)
+{
+    const char *name = (const char *)req->arg + sizeof(struct fuse_getxattr_in);
+    size_t room = req->arg_len - sizeof(struct fuse_getxattr_in);
+    if (memchr(name, 0, room) == NULL) {
+        return -EINVAL;
+    }
+    if (req->in->nodeid == FUSE_ROOT_ID && strncmp(name, "user.fspf.", 10) == 0) {
+        return PASS;
+    }
+    int none = known_to_have_none(req);
+    return none == 1 ? -ENODATA : none == 0 ? PASS : none;
+}
+
+int op_listxattr(request *req)
+{
+    struct fuse_getxattr_in in;
+    memcpy(&in, req->arg, sizeof in);
+    int none = known_to_have_none(req);
+    if (none != 1) {
+        return none == 0 ? PASS : none;
+    }
+    if (in.size == 0) {
+        struct fuse_getxattr_out out = {0};
+        memcpy(req->out, &out, sizeof out);
+        req->out_len = sizeof out;
+    }
+    return 0;
+}

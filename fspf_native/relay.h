@@ -1,0 +1,145 @@
+/* The relay owns the kernel's end of a mount: it reads requests on several threads, answers what it can from `meta`
+ * and the content trees, and passes the rest to the control plane over a SEQPACKET socket (docs/DATAPLANE.md).
+ * No Python here: what only the control plane can do is asked for through `upcalls`. */
+#ifndef FSPF_RELAY_H
+#define FSPF_RELAY_H
+
+#include "fuse_wire.h"
+#include "meta.h"
+
+#define RELAY_MAX_WRITE (1u << 20)
+#define RELAY_MAX_THREADS 48
+#define REQUEST_BYTES (RELAY_MAX_WRITE + 8192u)
+#define OPCODES 64u
+
+/* What a handler may return instead of 0 (reply with `out`) or -errno. */
+#define PASS 1     /* to the control plane, as it came */
+#define NO_REPLY 2
+
+typedef struct relay relay;
+
+/* Called on the relay's threads with no lock held. They return 0 or an errno. */
+typedef struct {
+    void *context;
+    int (*load_inode)(void *context, uint64_t ino);
+    int (*load_directory)(void *context, uint64_t ino);
+    /* Make an inode where access lists have a say. */
+    int (*make)(void *context, const struct fuse_in_header *in, const char *name, size_t len, uint32_t mode,
+                uint32_t rdev, uint32_t umask);
+    int (*drain)(void *context);
+    int (*grow)(void *context);
+    int (*fsync)(void *context, uint64_t ino, bool data_only);
+    int (*drop_capability)(void *context, uint64_t ino);
+    /* Turn what happened to a content into an errno, and tell somebody. */
+    int (*failed)(void *context, const char *handler, uint64_t ino, fspf_status status, const fspf_error *err);
+} upcalls;
+
+typedef struct {
+    bool read_only, atime, view, trace;
+    uint32_t view_uid, view_gid, view_umask; /* UINT32_MAX: as stored */
+    uint32_t threads;
+} relay_options;
+
+typedef struct {
+    _Atomic uint64_t requests[OPCODES], passed[OPCODES], upcalls_made;
+    _Atomic uint64_t bytes_read, bytes_written, errors;
+} relay_stats;
+
+typedef struct {
+    int fd;
+    uint8_t *in;  /* REQUEST_BYTES */
+    uint8_t *out; /* fuse_out_header, then what a handler fills in */
+    relay *r;
+} worker;
+
+typedef struct {
+    relay *r;
+    worker *w;
+    const struct fuse_in_header *in;
+    const uint8_t *arg;
+    size_t arg_len;
+    uint8_t *out;    /* after the header */
+    size_t out_len;
+    uint64_t invalidate; /* an inode whose attributes the kernel is to forget */
+} request;
+
+struct relay {
+    meta meta;
+    store *st;
+    upcalls up;
+    relay_options options;
+    relay_stats stats;
+    int device, control;
+    uint32_t chunk_size;
+    _Atomic bool initialised, stopping, ended, no_open, no_opendir;
+    _Atomic int running, idle;
+    uint32_t minor, max_readahead;
+    uint64_t init_flags;
+    pthread_mutex_t lock; /* threads, slow requests */
+    pthread_cond_t changed;
+    pthread_t threads[RELAY_MAX_THREADS];
+    int thread_count;
+    pthread_t control_thread;
+    bool control_started;
+    map64 slow; /* unique -> opcode << 8 | worker's index + 1 */
+    int worker_fds[RELAY_MAX_THREADS];
+    int wake; /* eventfd that becomes readable when the kernel's side has ended */
+};
+
+/* Takes both descriptors over. No thread is started. */
+fspf_status relay_new(store *st, int device, int control, size_t limit, const relay_options *options,
+                      const upcalls *up, relay **out, fspf_error *err);
+fspf_status relay_start(relay *r, fspf_error *err);
+/* Close the device, end all threads. Nothing is answered any more. */
+void relay_stop(relay *r);
+void relay_free(relay *r);
+/* Tell the kernel to forget the attributes of an inode. */
+void relay_invalidate(relay *r, uint64_t ino);
+/* Let it write back, and drop, what it has cached of a file. Its writes come while this waits. */
+void relay_write_back(relay *r, uint64_t ino);
+
+typedef int (*handler)(request *req);
+typedef struct {
+    handler run;
+    size_t least; /* bytes of the argument */
+    const char *name;
+} operation;
+extern const operation operations[OPCODES];
+
+void relay_pass_forget(relay *r, const void *message, size_t len);
+
+/* ---- shared by the handlers: nodes.c ---- */
+
+/* The inode with known attributes, pinned; loads it if need be. 0 or -errno. The lock is not held before or after. */
+int node_get(request *req, uint64_t ino, inode **out);
+void node_put(request *req, inode *node);
+void fill_attr(const relay *r, const inode *node, struct fuse_attr *out);
+void fill_entry(const relay *r, const inode *node, struct fuse_entry_out *out);
+int64_t now_ns(void);
+static inline uint8_t type_of(uint32_t mode)
+{
+    return (uint8_t)((mode >> 12) & 15);
+}
+/* 0, or -errno when nothing can be changed. */
+int check_change(request *req);
+
+/* ---- contents: content.c ---- */
+
+/* The tree of a pinned regular file, made if need be. */
+int content_tree(relay *r, inode *node, tree **out);
+/* Seal what is dirty, note the root. 0 or -errno. */
+int content_flush(relay *r, inode *node);
+/* All that changed; the first errno, negative. */
+int content_flush_all(relay *r);
+/* Flush contents while more than `bytes` are dirty in all. */
+void content_relieve(relay *r, uint64_t bytes);
+/* Free every slot of an inode that is deleted; `node` is pinned. `gate` is held for reading. */
+void content_destroy(relay *r, inode *node);
+/* Clear set-user-id and set-group-id as a write, truncation or change of owner by this caller does. Lock held. */
+bool kill_privileges(request *req, inode *node);
+/* A change of content or names; ctime never goes back. */
+void set_times(inode *node, int64_t now);
+void drop_capability(request *req, inode *node);
+void touch_atime_lock_held(relay *r, inode *node);
+
+#endif
