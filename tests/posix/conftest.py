@@ -1,0 +1,98 @@
+"""Two places to run each test: plain ext4, which says what is right, and a mounted volume.
+
+A test that fails on ext4 is a wrong test. How a mount is made and ended is in tests/support/mounted.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import leftovers
+from tests.support.mounted import Site, make_site, need_fuse
+
+SET_ID_AND_DEVICES = ("allow_other", "suid", "dev")  # as ext4 is mounted
+
+
+@dataclass
+class Place:
+    """A file system under test. `root` is open to everybody."""
+
+    kind: str
+    root: Path
+    site: Site | None = None
+
+    @property
+    def is_fspf(self) -> bool:
+        return self.site is not None
+
+    @contextlib.contextmanager
+    def may_differ(self, why: str) -> Iterator[None]:
+        """What ext4 does and a mount need not: docs/POSIX.md, "What cannot hold", says *why*, too."""
+        try:
+            yield
+        except (AssertionError, OSError):
+            if not self.is_fspf:
+                raise
+
+    def remount(self) -> None:
+        """Forget all that is only in memory. Nothing may be open."""
+        if self.site is not None:
+            self.site.umount()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.delenv(leftovers.MARK)  # the new daemon is not this test's, but the session's
+                self.site.mount(*SET_ID_AND_DEVICES)
+        else:
+            os.sync()
+
+
+def _on_ext4() -> Iterator[Place]:
+    need_fuse()
+    root = Path(tempfile.mkdtemp(prefix="fspf-posix-", dir="/var/tmp"))
+    root.chmod(0o777)
+    kind = subprocess.run(["stat", "-f", "-c", "%T", root], check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        if kind != "ext2/ext3":
+            pytest.skip(f"filesystem: /var/tmp is {kind}, not ext4")
+        yield Place("ext4", root)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _on_fspf(scratch_root: Path) -> Iterator[Place]:
+    base = Path(tempfile.mkdtemp(dir=scratch_root))
+    for each in make_site(base):
+        each.open_to_others()
+        each.mount(*SET_ID_AND_DEVICES)
+        each.mountpoint.chmod(0o777)
+        yield Place("fspf", each.mountpoint, each)
+
+
+@pytest.fixture(scope="session", params=["ext4", "fspf"])
+def fs(request: pytest.FixtureRequest, scratch_root: Path) -> Iterator[Place]:
+    """The file system under test."""
+    yield from _on_ext4() if request.param == "ext4" else _on_fspf(scratch_root)
+
+
+@pytest.fixture
+def d(fs: Place) -> Iterator[Path]:
+    """An empty directory of root's, mode 0755, gone after the test."""
+    path = Path(tempfile.mkdtemp(prefix="t-", dir=fs.root))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+    assert os.geteuid() == 0, "the test did not come back from another user"
+
+
+@pytest.fixture
+def elsewhere(scratch: Path) -> Path:
+    """A directory on a third file system."""
+    return scratch
