@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import stat
+import sys
 import sysconfig
 import tempfile
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 LINKS: Final = {
     "sbin/mount.fspf": "mount.fspf",
     "sbin/mount.fuse.fspf": "mount.fspf",
+    "sbin/umount.fspf": "umount.fspf",
     "sbin/umount.fuse.fspf": "umount.fspf",
 }
 UNITS: Final = "etc/systemd/system"
@@ -55,6 +58,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.document(done)
     for path in changed:
         console.line(f"{'removed' if args.remove else 'installed'}: {path}")
+    if not args.remove and (closed := _closed_to_others(scripts, sys.executable)):
+        console.warn(
+            f"only root can run these, because of {closed}: umount(8) and fstab's option user will fail for other users"
+        )
     if any(path.endswith(UNIT) for path in changed) and os.path.isdir("/run/systemd/system"):
         console.note("systemd reads its units anew with: systemctl daemon-reload")
     return 0
@@ -81,14 +88,25 @@ def _install(root: str, scripts: str) -> list[str]:
     return [path for path, _ in wanted] + ([unit] if unit else [])
 
 
+def _closed_to_others(*paths: str) -> str | None:
+    """Return a directory on the way to one of *paths* that other users may not pass."""
+    for path in paths:
+        here = os.path.realpath(path)
+        while here != "/":
+            if not os.stat(here).st_mode & stat.S_IXOTH:
+                return here
+            here = os.path.dirname(here)
+    return None
+
+
 def _remove(root: str) -> list[str]:
-    removed = []
-    for path in [os.path.join(root, path) for path in (*LINKS, os.path.join(UNITS, UNIT))]:
-        if os.path.lexists(path):
-            _refuse_foreign(path)
-            os.unlink(path)
-            removed.append(path)
-    return removed
+    paths = [os.path.join(root, path) for path in (*LINKS, os.path.join(UNITS, UNIT))]
+    there = [path for path in paths if os.path.lexists(path)]
+    for path in there:
+        _refuse_foreign(path)
+    for path in there:
+        os.unlink(path)
+    return there
 
 
 def _refuse_foreign(path: str) -> None:

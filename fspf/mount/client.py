@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fspf.core.errors import FspfError
+from fspf.mount import utab
 from fspf.mount.farewell import Farewell
 from fspf.mount.owner import as_owner
 from fspf.mount.place import is_dead
@@ -124,7 +125,7 @@ def unmount_and_wait(
     """
     place = entry.path
     if as_owner(entry, lambda: is_dead(place)):
-        unmount(place, lazy=True)
+        detach(entry)
         return Unmounted(waited=True, remark="its daemon was gone already: what had not been synced is lost")
     try:
         status = status_of(entry)
@@ -163,8 +164,14 @@ def detach_dead(entry: MountEntry) -> bool:
     """Take the mount away if its daemon is gone; False if it lives."""
     if not as_owner(entry, lambda: is_dead(entry.path)):
         return False
-    unmount(entry.path, lazy=True)
+    detach(entry)
     return True
+
+
+def detach(entry: MountEntry) -> None:
+    """Take away what a daemon that is gone has left."""
+    unmount(entry.path, lazy=True)
+    utab.unregister(entry.source, entry.path)
 
 
 def _unmount(place: str, *, lazy: bool) -> None:

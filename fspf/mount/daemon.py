@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fspf.core.errors import FspfError
+from fspf.mount import utab
 from fspf.mount.logs import LogWriter
 from fspf.mount.protocol import ReportedError, describe
 from fspf.mount.system import harden
@@ -135,6 +136,7 @@ class Daemon:
         def live() -> None:
             if watcher is not None:
                 watcher.arm(self.plan.mountpoint)
+            utab.register(self.plan.source, self.plan.mountpoint)
             on_live()
 
         try:
@@ -156,6 +158,7 @@ class Daemon:
             on_error(problem)
             return problem.exit_code if isinstance(problem, FspfError) else 1
         finally:
+            utab.unregister(self.plan.source, self.plan.mountpoint)
             writer.close()
             if watcher is not None:
                 watcher.close()

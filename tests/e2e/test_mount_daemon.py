@@ -164,7 +164,7 @@ def test_in_the_foreground_it_logs_to_stderr_and_tells_systemd(site: Site) -> No
         assert site.pid == process.pid
         process.send_signal(signal.SIGINT)
         _, text = process.communicate(timeout=30)
-        states = []
+        states: list[bytes] = []
         while not states or not states[-1].startswith(b"STOPPING=1"):
             states.append(systemd.recv(1000))
     assert process.returncode == 0
