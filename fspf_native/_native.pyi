@@ -221,6 +221,8 @@ class Relay:
         atime: bool = True,
         read_only: bool = False,
         threads: int = 2,
+        uring: bool = False,
+        spin: bool = False,
         uid: int = -1,
         gid: int = -1,
         umask: int = -1,

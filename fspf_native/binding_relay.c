@@ -106,8 +106,8 @@ static int call_failed(void *context, const char *handler, uint64_t ino, fspf_st
 
 static PyObject *relay_new_py(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"", "", "", "", "cache_bytes", "atime", "read_only", "threads", "uid", "gid", "umask",
-                               NULL};
+    static char *keywords[] = {"", "", "", "", "cache_bytes", "atime", "read_only", "threads", "uring", "spin",
+                               "uid", "gid", "umask", NULL};
     module_state *state = PyType_GetModuleState(type);
     PyObject *store_object = NULL;
     PyObject *plane = NULL;
@@ -116,13 +116,15 @@ static PyObject *relay_new_py(PyTypeObject *type, PyObject *args, PyObject *kwar
     unsigned long long cache_bytes = 32u << 20;
     int atime = 1;
     int read_only = 0;
+    int uring = 0;
+    int spin = 0;
     unsigned int threads = 2;
     long long uid = -1;
     long long gid = -1;
     long long umask = -1;
     fspf_error err = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!iiO|$KppILLL:Relay", keywords, state->store_type, &store_object,
-                                     &device, &control, &plane, &cache_bytes, &atime, &read_only, &threads, &uid, &gid,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!iiO|$KppIppLLL:Relay", keywords, state->store_type, &store_object,
+                                     &device, &control, &plane, &cache_bytes, &atime, &read_only, &threads, &uring, &spin, &uid, &gid,
                                      &umask)) {
         return NULL;
     }
@@ -136,7 +138,7 @@ static PyObject *relay_new_py(PyTypeObject *type, PyObject *args, PyObject *kwar
         return NULL;
     }
     relay_options options = {
-        .read_only = read_only, .atime = atime, .threads = threads, .view = uid >= 0 || gid >= 0 || umask >= 0,
+        .read_only = read_only, .atime = atime, .threads = threads, .uring = uring, .spin = spin, .view = uid >= 0 || gid >= 0 || umask >= 0,
         .view_uid = uid >= 0 ? (uint32_t)uid : UINT32_MAX, .view_gid = gid >= 0 ? (uint32_t)gid : UINT32_MAX,
         .view_umask = umask >= 0 ? (uint32_t)umask : UINT32_MAX,
     };
@@ -756,7 +758,8 @@ static PyObject *relay_stats_py(PyObject *self, PyObject *ignored)
              add_count(dict, "cached_names", "", names) || add_count(dict, "cache_bytes", "", bytes) ||
              add_count(dict, "known_inodes", "", known) || add_count(dict, "pending", "", dirty) ||
              add_count(dict, "evictions", "", evictions) ||
-             add_count(dict, "threads", "", (uint64_t)r->thread_count);
+             add_count(dict, "threads", "", (uint64_t)r->thread_count) ||
+             add_count(dict, "ring_threads", "", (uint64_t)r->ring_running);
     if (failed) {
         Py_DECREF(dict);
         return NULL;

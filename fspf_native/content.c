@@ -17,6 +17,8 @@ int content_tree(relay *r, inode *node, tree **out)
         if (status != ST_OK) {
             node->tree = NULL;
             result = status == ST_NOMEM ? -ENOMEM : -EIO;
+        } else {
+            r->meta.bytes += TREE_COST;
         }
     }
     *out = node->tree;
@@ -48,6 +50,9 @@ int content_flush(relay *r, inode *node)
             node->chunks = allocated;
             node->flush_errno = 0;
             meta_dirty(m, node);
+            if (node->pins == 1 && !node->changed && !tree_dirty(t)) { /* only we use it: it is soon made again */
+                meta_drop_tree(m, node);
+            }
         }
         pthread_mutex_unlock(&m->lock);
     }

@@ -9,6 +9,10 @@
 #define FUSE_DIRECT_IO_ALLOW_MMAP (1ULL << 36) /* 7.39 */
 #endif
 
+#ifndef FUSE_OVER_IO_URING
+#define FUSE_OVER_IO_URING (1ULL << 41) /* 7.42 */
+#endif
+
 #define OP_STATX 52u /* 7.39 */
 
 struct wire_sx_time {

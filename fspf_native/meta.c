@@ -33,11 +33,18 @@ int meta_init(meta *m, store *st, size_t limit)
     return 0;
 }
 
-static void free_inode(meta *m, inode *node)
+void meta_drop_tree(meta *m, inode *node)
 {
     if (node->tree != NULL) {
         tree_free(node->tree);
+        node->tree = NULL;
+        m->bytes -= TREE_COST;
     }
+}
+
+static void free_inode(meta *m, inode *node)
+{
+    meta_drop_tree(m, node);
     m->bytes -= INODE_COST + node->target_len;
     free(node->target);
     free(node->names);

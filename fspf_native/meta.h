@@ -15,6 +15,7 @@
 
 #define ROOT_INO 1u
 #define NAME_MAX_BYTES 255u
+#define TREE_COST 512u /* what a content costs while it is in use, about */
 
 typedef struct inode inode;
 typedef struct dentry dentry;
@@ -129,6 +130,8 @@ size_t meta_first_after(const inode *dir, uint64_t cookie);
 /* The inode is deleted: its row goes with the next drain. The caller has taken its tree. */
 bool meta_delete(meta *m, inode *node, bool tell);
 void meta_drop_names(meta *m, inode *dir);
+/* Let go of a content that nobody uses and that is flushed. */
+void meta_drop_tree(meta *m, inode *node);
 /* Let go of what was not used for long until the memory is below the limit. */
 void meta_shrink(meta *m);
 

@@ -67,10 +67,8 @@ int op_statx(request *req)
 
 static int64_t joined_time(uint64_t seconds, uint32_t ns)
 {
-    int64_t s = (int64_t)seconds;
-    int64_t most = INT64_MAX / SECOND - 1; /* 64 bits of ns: from 1677 to 2262 */
-    s = s > most ? most : s < -most ? -most : s;
-    return s * SECOND + ns;
+    __int128 all = (__int128)(int64_t)seconds * SECOND + ns; /* kept in 64 bits: from 1677 to 2262 */
+    return all > INT64_MAX ? INT64_MAX : all < INT64_MIN ? INT64_MIN : (int64_t)all;
 }
 
 int op_setattr(request *req)
@@ -121,7 +119,7 @@ int op_setattr(request *req)
             }
         }
         if (valid & FATTR_KILL_SUIDGID) {
-            if (valid & (FATTR_UID | FATTR_GID)) { /* a change of owner clears them for everybody */
+            if ((valid & (FATTR_UID | FATTR_GID)) != 0 && req->in->uid == 0) { /* a change of owner clears them for root, too */
                 uint32_t kept = node->mode & ~(uint32_t)S_ISUID;
                 if (!S_ISDIR(node->mode)) {
                     node->mode = (kept & S_IXGRP) != 0 ? kept & ~(uint32_t)S_ISGID : kept;

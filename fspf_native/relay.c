@@ -1,5 +1,6 @@
 /* Threads, descriptors and routing of the relay. What requests mean is in ops_*.c. */
 #include "relay.h"
+#include "uring.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,6 +17,8 @@
 #define CONTROL_BYTES (RELAY_MAX_WRITE + 65536u)
 #define READ_AHEAD (4u << 20)
 #define FEW_IDLE 1
+#define KEEP_IDLE 2
+#define FORGET_PAUSE_US 5000
 
 /* ---- talking to the kernel ---- */
 
@@ -62,50 +65,100 @@ void relay_write_back(relay *r, uint64_t ino)
 
 /* ---- slow requests ---- */
 
-static bool remember_slow(relay *r, uint64_t unique, uint32_t opcode, int fd)
+typedef struct {
+    uint32_t opcode;
+    int fd;
+    worker *ring; /* the thread that waits for the answer, or NULL */
+} slow_request;
+
+static bool remember_slow(request *req)
 {
+    relay *r = req->r;
+    slow_request *slow = malloc(sizeof *slow);
+    if (slow == NULL) {
+        return false;
+    }
+    *slow = (slow_request){req->in->opcode, req->w->fd, req->w->ring != NULL ? req->w : NULL};
     pthread_mutex_lock(&r->lock);
-    bool room = map64_reserve(&r->slow);
+    bool room = !r->control_gone && map64_reserve(&r->slow);
     if (room) {
-        map64_put(&r->slow, unique, (void *)(((uintptr_t)opcode << 32) | (uintptr_t)(unsigned)fd));
+        req->w->waiting = slow->ring != NULL;
+        map64_put(&r->slow, req->in->unique, slow);
     }
     pthread_mutex_unlock(&r->lock);
+    if (!room) {
+        free(slow);
+    }
     return room;
 }
 
-static bool take_slow(relay *r, uint64_t unique, uint32_t *opcode, int *fd)
+/* Opcode 0: nobody waits for it. */
+static slow_request take_slow(relay *r, uint64_t unique)
 {
     pthread_mutex_lock(&r->lock);
-    uintptr_t found = (uintptr_t)map64_remove(&r->slow, unique);
+    slow_request *found = map64_remove(&r->slow, unique);
     pthread_mutex_unlock(&r->lock);
-    *opcode = (uint32_t)(found >> 32);
-    *fd = (int)(found & 0x7fffffff);
-    return found != 0;
+    slow_request slow = found != NULL ? *found : (slow_request){0};
+    free(found);
+    return slow;
+}
+
+/* Give an answer to whoever has the request: the kernel, or the thread that keeps it. */
+static void settle(relay *r, const slow_request *slow, uint8_t *message, size_t len)
+{
+    const struct fuse_out_header *out = (const struct fuse_out_header *)(const void *)message;
+    worker *w = slow->ring;
+    if (w == NULL) {
+        (void)write_reply(r, slow->fd, message, len);
+        return;
+    }
+    size_t body = len - sizeof *out;
+    if (body > RELAY_MAX_WRITE) {
+        body = 0;
+    }
+    memcpy(w->out + sizeof *out, message + sizeof *out, body);
+    w->out_len = body;
+    w->error = out->error;
+    pthread_mutex_lock(&r->lock);
+    w->waiting = false;
+    pthread_cond_broadcast(&r->answered);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void settle_error(relay *r, const slow_request *slow, uint64_t unique, int error)
+{
+    struct fuse_out_header out = {.len = sizeof out, .error = error, .unique = unique};
+    settle(r, slow, (uint8_t *)&out, sizeof out);
 }
 
 static void pass_on(request *req)
 {
     relay *r = req->r;
     const struct fuse_in_header *in = req->in;
-    if (in->opcode < OPCODES) {
-        atomic_fetch_add_explicit(&r->stats.passed[in->opcode], 1, memory_order_relaxed);
-    }
-    if (in->opcode != FUSE_FORGET && !remember_slow(r, in->unique, in->opcode, req->w->fd)) {
-        reply_error(r, req->w->fd, in->unique, -ENOMEM);
+    uint64_t unique = in->unique;
+    worker *w = req->w;
+    atomic_fetch_add_explicit(&r->stats.passed[in->opcode < OPCODES ? in->opcode : 0], 1, memory_order_relaxed);
+    if (!remember_slow(req)) {
+        slow_request lost = {in->opcode, w->fd, w->ring != NULL ? w : NULL};
+        settle_error(r, &lost, unique, r->control_gone ? -EIO : -ENOMEM);
         return;
     }
-    for (;;) {
-        if (send(r->control, in, in->len, MSG_NOSIGNAL) >= 0) {
-            return;
-        }
-        if (errno != EINTR) {
-            break;
+    bool sent;
+    do {
+        sent = send(r->control, in, in->len, MSG_NOSIGNAL) >= 0;
+    } while (!sent && errno == EINTR);
+    if (!sent) {
+        slow_request slow = take_slow(r, unique);
+        if (slow.opcode != 0) {
+            settle_error(r, &slow, unique, -EIO); /* the control plane has ended */
         }
     }
-    uint32_t opcode = 0;
-    int fd = -1;
-    if (take_slow(r, in->unique, &opcode, &fd)) {
-        reply_error(r, fd, in->unique, -EIO); /* the control plane has ended */
+    if (w->ring != NULL) {
+        pthread_mutex_lock(&r->lock);
+        while (w->waiting) {
+            pthread_cond_wait(&r->answered, &r->lock);
+        }
+        pthread_mutex_unlock(&r->lock);
     }
 }
 
@@ -131,9 +184,13 @@ static void edit_init_request(relay *r, uint8_t *message)
                       FUSE_READDIRPLUS_AUTO | FUSE_INIT_EXT | FUSE_WRITEBACK_CACHE | FUSE_EXPORT_SUPPORT |
                       FUSE_DIRECT_IO_ALLOW_MMAP;
     r->init_flags = offered & wanted;
+    r->uring = r->options.uring && (offered & FUSE_OVER_IO_URING) != 0 && uring_available();
+    if (r->uring) {
+        r->init_flags |= FUSE_OVER_IO_URING;
+    }
     r->no_open = (offered & FUSE_NO_OPEN_SUPPORT) != 0;
     r->no_opendir = (offered & FUSE_NO_OPENDIR_SUPPORT) != 0;
-    r->minor = init->minor < 40 ? init->minor : 40;
+    r->minor = init->minor < 42 ? init->minor : 42;
     r->max_readahead = init->max_readahead;
     /* What the socket is not: a device that one can splice from. */
     init->flags &= ~(uint32_t)(FUSE_SPLICE_READ | FUSE_SPLICE_WRITE | FUSE_SPLICE_MOVE | FUSE_INIT_EXT);
@@ -189,42 +246,45 @@ static void count_slow_lookup(relay *r, const uint8_t *message, size_t len)
 static void from_control(relay *r, uint8_t *message, size_t len)
 {
     struct fuse_out_header *out = (struct fuse_out_header *)(void *)message;
-    uint32_t opcode = 0;
-    int fd = r->device;
     if (len < sizeof *out || out->len != len) {
         return;
     }
-    if (out->unique != 0 && !take_slow(r, out->unique, &opcode, &fd)) {
+    if (out->unique == 0) {
+        (void)write_reply(r, r->device, message, len); /* a notification */
+        return;
+    }
+    slow_request slow = take_slow(r, out->unique);
+    if (slow.opcode == 0) {
         return; /* answered already */
     }
-    if (opcode == FUSE_INIT) {
+    if (slow.opcode == FUSE_INIT) {
         len = make_init_reply(r, message, len);
-    } else if (makes_entry(opcode)) {
+    } else if (makes_entry(slow.opcode)) {
         count_slow_lookup(r, message, len);
     }
-    (void)write_reply(r, fd, message, len);
+    settle(r, &slow, message, len);
+    if (slow.opcode == FUSE_INIT && r->uring && uring_start(r) != 0) {
+        r->uring = false; /* no ring is complete: the kernel goes on with the device */
+    }
 }
 
 static void fail_slow(relay *r)
 {
     for (;;) {
+        uint64_t unique = MAP64_EMPTY;
         pthread_mutex_lock(&r->lock);
-        uint64_t unique = 0;
-        int fd = -1;
-        for (size_t i = 0; i < r->slow.capacity && fd < 0; i++) {
-            if (r->slow.keys[i] != MAP64_EMPTY) {
-                unique = r->slow.keys[i];
-                fd = (int)((uintptr_t)r->slow.values[i] & 0x7fffffff);
-            }
-        }
-        if (fd >= 0) {
-            (void)map64_remove(&r->slow, unique);
+        r->control_gone = true;
+        for (size_t i = 0; i < r->slow.capacity && unique == MAP64_EMPTY; i++) {
+            unique = r->slow.keys[i];
         }
         pthread_mutex_unlock(&r->lock);
-        if (fd < 0) {
+        if (unique == MAP64_EMPTY) {
             return;
         }
-        reply_error(r, fd, unique, -EIO);
+        slow_request slow = take_slow(r, unique);
+        if (slow.opcode != 0) {
+            settle_error(r, &slow, unique, -EIO);
+        }
     }
 }
 
@@ -304,13 +364,18 @@ static void answer(request *req, int result)
     if (req->invalidate != 0) {
         relay_invalidate(r, req->invalidate);
     }
+    if (req->w->ring != NULL) {
+        req->w->error = result < 0 ? result : 0;
+        req->w->out_len = result < 0 ? 0 : req->out_len;
+        return;
+    }
     out->unique = req->in->unique;
     out->error = result < 0 ? result : 0;
     out->len = (uint32_t)(sizeof *out + (result < 0 ? 0 : req->out_len));
     (void)write_reply(r, req->w->fd, out, out->len);
 }
 
-static void serve(worker *w, size_t len)
+void relay_serve(worker *w, size_t len)
 {
     relay *r = w->r;
     struct fuse_in_header *in = (struct fuse_in_header *)(void *)w->in;
@@ -325,6 +390,7 @@ static void serve(worker *w, size_t len)
         .r = r, .w = w, .in = in, .arg = w->in + sizeof *in, .arg_len = len - sizeof *in,
         .out = w->out + sizeof(struct fuse_out_header),
     };
+    spin_tick(&r->spin);
     uint32_t opcode = in->opcode;
     const operation *known = opcode < OPCODES ? &operations[opcode] : NULL;
     atomic_fetch_add_explicit(&r->stats.requests[opcode < OPCODES ? opcode : 0], 1, memory_order_relaxed);
@@ -352,6 +418,39 @@ static void serve(worker *w, size_t len)
     }
 }
 
+/* Another thread must read: one that waits for that, or a new one. */
+static void more_readers(relay *r)
+{
+    bool woken = false;
+    pthread_mutex_lock(&r->lock);
+    if (r->parked > r->unparking) {
+        r->unparking++;
+        woken = true;
+        pthread_cond_signal(&r->unpark);
+    }
+    pthread_mutex_unlock(&r->lock);
+    if (!woken) {
+        (void)add_worker(r);
+    }
+}
+
+/* Few threads in turn keep the CPUs' caches warm; the others wait. */
+static void park(relay *r)
+{
+    pthread_mutex_lock(&r->lock);
+    if (r->idle > KEEP_IDLE && !r->stopping && !r->kernel_gone) {
+        r->idle--;
+        r->parked++;
+        while (r->unparking == 0 && !r->stopping && !r->kernel_gone) {
+            pthread_cond_wait(&r->unpark, &r->lock);
+        }
+        r->unparking -= r->unparking > 0;
+        r->parked--;
+        r->idle++;
+    }
+    pthread_mutex_unlock(&r->lock);
+}
+
 static void *work(void *argument)
 {
     worker *w = argument;
@@ -366,11 +465,16 @@ static void *work(void *argument)
             break;
         }
         if (got > 0) {
-            if (atomic_fetch_sub(&r->idle, 1) <= FEW_IDLE && r->initialised) {
-                (void)add_worker(r);
+            if (atomic_fetch_sub(&r->idle, 1) <= FEW_IDLE && r->initialised && !r->uring) {
+                more_readers(r);
             }
-            serve(w, (size_t)got);
+            relay_serve(w, (size_t)got);
             atomic_fetch_add(&r->idle, 1);
+            if (!r->uring) {
+                park(r);
+            } else if (r->initialised) {
+                (void)usleep(FORGET_PAUSE_US); /* only FORGET comes this way: let the kernel gather some */
+            }
         } else if (got == 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT)) {
             break; /* ENODEV: unmounted */
         }
@@ -379,6 +483,8 @@ static void *work(void *argument)
     free(w->out);
     free(w);
     pthread_mutex_lock(&r->lock);
+    r->kernel_gone = true;
+    pthread_cond_broadcast(&r->unpark);
     r->running--;
     if (r->running == 0) {
         uint64_t one = 1;
@@ -416,6 +522,10 @@ fspf_status relay_new(store *st, int device, int control, size_t limit, const re
     r->up = *up;
     (void)pthread_mutex_init(&r->lock, NULL);
     (void)pthread_cond_init(&r->changed, NULL);
+    (void)pthread_cond_init(&r->answered, NULL);
+    (void)pthread_cond_init(&r->unpark, NULL);
+    (void)pthread_cond_init(&r->pool_work, NULL);
+    (void)pthread_mutex_init(&r->pool_lock, NULL);
     store_commit_marking(st, true);
     *out = r;
     return ST_OK;
@@ -436,6 +546,9 @@ fspf_status relay_start(relay *r, fspf_error *err)
         return fail_os(err, result, "no thread for the relay");
     }
     r->control_started = true;
+    if (r->options.spin && r->options.uring && uring_available() && spin_pays()) {
+        spin_start(&r->spin);
+    }
     for (uint32_t i = 0; i < r->options.threads && result == 0; i++) {
         result = add_worker(r);
     }
@@ -448,12 +561,15 @@ void relay_stop(relay *r)
         return;
     }
     r->stopping = true;
+    spin_stop(&r->spin);
     pthread_mutex_lock(&r->lock);
     int count = r->thread_count;
     pthread_mutex_unlock(&r->lock);
     (void)shutdown(r->device, SHUT_RDWR); /* a socket, in tests */
     (void)shutdown(r->control, SHUT_RDWR);
+    uring_stop(r);
     pthread_mutex_lock(&r->lock);
+    pthread_cond_broadcast(&r->unpark);
     while (r->running > 0) {
         for (int i = 0; i < count; i++) {
             (void)pthread_kill(r->threads[i], SIGURG); /* nothing else wakes a read(2) of a device that others have too */
@@ -494,5 +610,9 @@ void relay_free(relay *r)
     (void)close(r->wake);
     (void)pthread_mutex_destroy(&r->lock);
     (void)pthread_cond_destroy(&r->changed);
+    (void)pthread_cond_destroy(&r->answered);
+    (void)pthread_cond_destroy(&r->unpark);
+    (void)pthread_cond_destroy(&r->pool_work);
+    (void)pthread_mutex_destroy(&r->pool_lock);
     free(r);
 }

@@ -6,9 +6,12 @@
 
 #include "fuse_wire.h"
 #include "meta.h"
+#include "spin.h"
 
 #define RELAY_MAX_WRITE (1u << 20)
 #define RELAY_MAX_THREADS 48
+#define RELAY_MAX_CPUS 64
+#define RELAY_POOL 4
 #define REQUEST_BYTES (RELAY_MAX_WRITE + 8192u)
 #define OPCODES 64u
 
@@ -35,7 +38,7 @@ typedef struct {
 } upcalls;
 
 typedef struct {
-    bool read_only, atime, view, trace;
+    bool read_only, atime, view, uring, spin;
     uint32_t view_uid, view_gid, view_umask; /* UINT32_MAX: as stored */
     uint32_t threads;
 } relay_options;
@@ -45,11 +48,19 @@ typedef struct {
     _Atomic uint64_t bytes_read, bytes_written, errors;
 } relay_stats;
 
-typedef struct {
+struct ring;
+
+typedef struct worker {
     int fd;
     uint8_t *in;  /* REQUEST_BYTES */
     uint8_t *out; /* fuse_out_header, then what a handler fills in */
     relay *r;
+    struct ring *ring; /* NULL: it reads the device */
+    unsigned cpu;
+    /* of a ring: what is to be handed over */
+    int error;
+    size_t out_len;
+    bool waiting; /* for the control plane */
 } worker;
 
 typedef struct {
@@ -69,6 +80,7 @@ struct relay {
     upcalls up;
     relay_options options;
     relay_stats stats;
+    spinners spin;
     int device, control;
     uint32_t chunk_size;
     _Atomic bool initialised, stopping, ended, no_open, no_opendir;
@@ -80,8 +92,22 @@ struct relay {
     pthread_t threads[RELAY_MAX_THREADS];
     int thread_count;
     pthread_t control_thread;
-    bool control_started;
-    map64 slow; /* unique -> opcode << 8 | worker's index + 1 */
+    bool control_started, control_gone, kernel_gone;
+    map64 slow; /* unique -> slow_request */
+    pthread_cond_t answered;
+    int ring_threads[RELAY_MAX_CPUS];
+    _Atomic int ring_idle[RELAY_MAX_CPUS];
+    int ring_running, ring_count;
+    pid_t ring_thread[RELAY_MAX_CPUS * RELAY_MAX_THREADS];
+    bool uring; /* requests come through rings */
+    pthread_mutex_t pool_lock;
+    pthread_cond_t pool_work;
+    struct ring *pool_first, *pool_last;
+    pthread_t pool_threads[RELAY_POOL];
+    int pool_count;
+    int parked; /* threads that wait for all others to be busy */
+    pthread_cond_t unpark;
+    int unparking;
     int worker_fds[RELAY_MAX_THREADS];
     int wake; /* eventfd that becomes readable when the kernel's side has ended */
 };
@@ -93,6 +119,8 @@ fspf_status relay_start(relay *r, fspf_error *err);
 /* Close the device, end all threads. Nothing is answered any more. */
 void relay_stop(relay *r);
 void relay_free(relay *r);
+/* Handle one message in w->in. */
+void relay_serve(worker *w, size_t len);
 /* Tell the kernel to forget the attributes of an inode. */
 void relay_invalidate(relay *r, uint64_t ino);
 /* Let it write back, and drop, what it has cached of a file. Its writes come while this waits. */

@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import stat
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -30,7 +29,7 @@ from fspf.mount.attributes import (
 )
 from fspf.mount.boundary import Boundary, guarded
 from fspf.mount.protocol import CONTROL, STATUS
-from fspf.volume.entries import clamp_time
+from fspf.volume.entries import clamp_time, now_ns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -416,7 +415,7 @@ class Operations(pyfuse3.Operations):
             return
         with suppress(OSError, FspfError):  # a read that worked is not to fail for it
             attr = volume.getattr(ino)
-            now = time.time_ns()
+            now = now_ns()
             if attr.atime_ns <= max(attr.mtime_ns, attr.ctime_ns) or now - attr.atime_ns > _RELATIME_NS:
                 volume.setattr(ino, atime_ns=now, ctime_ns=attr.ctime_ns)
 

@@ -58,6 +58,8 @@ class MountOptions:
     exec: bool = True
     sync: bool = False
     native: bool = True
+    uring: bool = True
+    spin: bool = True
     nonempty: bool = False
     auto_unmount: bool = False
     guard: bool = False
@@ -218,6 +220,10 @@ FLAGS: Final = {
     "async": Flag("sync", False, "write back later (default)"),
     "native": Flag("native", True, "answer most requests in C (default)"),
     "nonative": Flag("native", False, "answer all requests in Python: slow; to compare, and to find faults"),
+    "uring": Flag("uring", True, "let the kernel hand requests over through io_uring, where it offers that (default)"),
+    "nouring": Flag("uring", False, "read requests from /dev/fuse"),
+    "spin": Flag("spin", True, "in a small virtual machine, keep its CPUs awake between requests in quick succession (default)"),
+    "nospin": Flag("spin", False, "let idle CPUs halt at once: slower, less power"),
     "nonempty": Flag("nonempty", True, "hide what the mountpoint holds"),
     "auto_unmount": Flag("auto_unmount", True, "when the daemon dies, unmount instead of answering ENOTCONN"),
     "guard": Flag("guard", True, "make the directory below the mount immutable, as --guard"),

@@ -70,6 +70,8 @@ class Plane:
         *,
         atime: bool,
         cache_bytes: int,
+        uring: bool = False,
+        spin: bool = False,
         uid: int = -1,
         gid: int = -1,
         umask: int = -1,
@@ -88,6 +90,8 @@ class Plane:
             atime=atime,
             read_only=volume.read_only,
             threads=_THREADS,
+            uring=uring,
+            spin=spin,
             uid=uid,
             gid=gid,
             umask=umask,
@@ -220,7 +224,7 @@ class Plane:
         """Return what `Control.add_counters` takes."""
         stats = self.relay.stats()
         return {
-            "requests": stats["requests"],
+            **stats,
             "read_bytes": stats["bytes_read"],
             "written_bytes": stats["bytes_written"],
         }

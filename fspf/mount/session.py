@@ -172,6 +172,8 @@ class _Session:
             ours.detach(),
             atime=options.atime,
             cache_bytes=options.meta_cache_bytes,
+            uring=options.uring,
+            spin=options.spin,
             uid=-1 if options.view_uid is None else options.view_uid,
             gid=-1 if options.view_gid is None else options.view_gid,
             umask=-1 if options.view_umask is None else options.view_umask,

@@ -9,11 +9,11 @@ import errno
 import logging
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Final
 
 from fspf.core.errors import DamagedFileError, FspfError, ReadOnlyError
 from fspf.core.types import HOLE, ContentRoot, Ino
+from fspf.volume.entries import now_ns
 from fspf_native import ChunkError, Tree
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Contents:
     def note_change(self, content: Content, *, times: bool = True) -> None:
         """Remember that *content* is ahead of its row. The only method that needs no lock."""
         if times:
-            content.mtime_ns = time.time_ns()
+            content.mtime_ns = now_ns()
         content.changed = True
         self._changed.add(content)
 

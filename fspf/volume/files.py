@@ -9,14 +9,13 @@ import errno
 import os
 import posixpath
 import stat
-import time
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from fspf.core.errors import ReadOnlyError
 from fspf.core.types import ROOT_INO
 from fspf.volume.either import ClassOrObject, also_by_inode
-from fspf.volume.entries import ScandirIterator, clamp_time, stat_result
+from fspf.volume.entries import ScandirIterator, clamp_time, now_ns, stat_result
 from fspf.volume.fileio import Mode, RawFile, check_arguments, copy_content, wrap
 from fspf.volume.inodes import InodeVolume
 from fspf.volume.paths import NAME_MAX, Found, Last, encode, failure, resolve
@@ -386,7 +385,7 @@ class Files(InodeVolume):
         if times is not None and ns is not None:
             raise ValueError("utime: you may specify either 'times' or 'ns' but not both")
         if ns is None:
-            ns = (time.time_ns(),) * 2 if times is None else (_to_ns(times[0]), _to_ns(times[1]))
+            ns = (now_ns(),) * 2 if times is None else (_to_ns(times[0]), _to_ns(times[1]))
         with naming(path):
             ino = self._find(path, follow=follow_symlinks).ino
             self.setattr(ino, atime_ns=clamp_time(ns[0]), mtime_ns=clamp_time(ns[1]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakSet
@@ -16,6 +15,7 @@ from weakref import WeakSet
 from fspf.core.errors import DamagedFileError, FspfError, ReadOnlyError
 from fspf.core.types import HOLE, ROOT_INO, Ino, Protection
 from fspf.volume.contents import MAX_FILE_SIZE, Content, Contents, OpenFile
+from fspf.volume.entries import now_ns
 from fspf.volume.mirror import VolumeLock
 from fspf.volume.namespace import Namespace, Row
 from fspf_native import ChunkError, Tree
@@ -257,7 +257,7 @@ class InodeVolume:
         with self.lock:
             self.check_writable()
             row = self._row(ino)
-            now = time.time_ns()
+            now = now_ns()
             if size is not None:
                 if stat.S_ISDIR(row.mode):
                     raise error(errno.EISDIR)
@@ -296,7 +296,7 @@ class InodeVolume:
             if row.is_file and (row.size or self.contents.get(ino) is not None):
                 raise error(errno.ENOTEMPTY)
             with self.namespace.change():
-                self.namespace.update(ino, protection=int(protection), ctime_ns=time.time_ns())
+                self.namespace.update(ino, protection=int(protection), ctime_ns=now_ns())
 
     # -- making
 
@@ -328,7 +328,7 @@ class InodeVolume:
             self.check_growth()
             for key, value in (xattrs or {}).items():
                 self._check_xattr(key, value)
-            now = time.time_ns()
+            now = now_ns()
             ino = namespace.take_ino()
             is_dir = stat.S_ISDIR(mode)
             row = Row(
@@ -384,7 +384,7 @@ class InodeVolume:
             if self.namespace.lookup(parent, name) is not None:
                 raise error(errno.EEXIST, name)
             self._check_region(row, directory, name)
-            now = time.time_ns()
+            now = now_ns()
             with self.namespace.change():
                 self.namespace.add_entry(parent, name, ino)
                 self.namespace.update(ino, nlink=row.nlink + 1, ctime_ns=now)
@@ -416,7 +416,7 @@ class InodeVolume:
             row = self._named(parent, name)
             if row.is_dir:
                 raise error(errno.EISDIR, name)
-            now = time.time_ns()
+            now = now_ns()
             with self.namespace.change():
                 self.namespace.remove_entry(parent, name)
                 self.namespace.touch(parent, now)
@@ -434,7 +434,7 @@ class InodeVolume:
             if not self.namespace.is_empty(row.ino):
                 raise error(errno.ENOTEMPTY, name)
             directory = self._row(parent)
-            now = time.time_ns()
+            now = now_ns()
             with self.namespace.change():
                 self.namespace.remove_entry(parent, name)
                 self.namespace.update(parent, nlink=directory.nlink - 1)
@@ -569,7 +569,7 @@ class InodeVolume:
             if replaced.is_dir and not self.namespace.is_empty(replaced.ino):
                 raise error(errno.ENOTEMPTY, new_name)
             self._flush_before_replacing(row)
-        now = time.time_ns()
+        now = now_ns()
         namespace = self.namespace
         with namespace.change():
             namespace.remove_entry(old_parent, old_name)
@@ -609,7 +609,7 @@ class InodeVolume:
         self._check_no_loop(other, old_parent, old_name)
         self._flush_before_replacing(row)
         self._flush_before_replacing(other)
-        now = time.time_ns()
+        now = now_ns()
         namespace = self.namespace
         with namespace.change():
             namespace.set_entry(old_parent, old_name, other.ino)
@@ -687,7 +687,7 @@ class InodeVolume:
                 raise error(errno.ENOSPC, name)
             with self.namespace.change():
                 self.namespace.set_xattr(ino, name, value)
-                self.namespace.update(ino, ctime_ns=time.time_ns())
+                self.namespace.update(ino, ctime_ns=now_ns())
         self._bound_memory()
 
     def removexattr(self, ino: Ino, name: bytes) -> None:
@@ -697,7 +697,7 @@ class InodeVolume:
             self.getxattr(ino, name)
             with self.namespace.change():
                 self.namespace.remove_xattr(ino, name)
-                self.namespace.update(ino, ctime_ns=time.time_ns())
+                self.namespace.update(ino, ctime_ns=now_ns())
 
     # -- contents
 
@@ -746,7 +746,7 @@ class InodeVolume:
 
     def new_root_row(self, mode: int, uid: int, gid: int) -> Row:
         """Return the root directory's row for a new volume."""
-        now = time.time_ns()
+        now = now_ns()
         return Row(
             ino=ROOT_INO, mode=stat.S_IFDIR | mode, uid=uid, gid=gid, rdev=0, nlink=2, atime_ns=now, mtime_ns=now,
             ctime_ns=now, btime_ns=now, protection=int(Protection.ENCRYPTED), size=0, depth=0, pointer=None, chunks=0,
