@@ -255,6 +255,7 @@ static void *ring_loop(void *argument)
 {
     ring *g = argument;
     relay *r = g->r;
+    unsigned cpu = g->cpu;
     sigset_t all;
     cpu_set_t cpus;
     int error = 0;
@@ -302,6 +303,7 @@ static void *ring_loop(void *argument)
         g->header->payload_sz = (uint32_t)g->w.out_len;
     }
     ring_close(g);
+    atomic_fetch_sub(&r->ring_idle[cpu], 1);
     pthread_mutex_lock(&r->lock);
     r->ring_thread[place] = 0;
     r->ring_running--;

@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--log", metavar="FILE", type=nonempty, help="log to FILE instead of syslog")
     parser.add_argument(
-        "--cache", metavar="SIZE", help="memory for caches, such as 64M (default); the same as -o cache=SIZE"
+        "--cache", metavar="SIZE", help="memory for caches, such as 128M (default); the same as -o cache=SIZE"
     )
     parser.add_argument(
         "--guard",

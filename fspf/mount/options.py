@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 MIN_CACHE_BYTES: Final = 1 << 20
-DEFAULT_CACHE_BYTES: Final = 64 << 20
+DEFAULT_CACHE_BYTES: Final = 128 << 20
 _SIZES: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _TIMES: Final = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MAX_S: Final = 366 * 86400.0
@@ -98,8 +98,8 @@ class CacheShares(NamedTuple):
 
 
 def split_cache(total: int) -> CacheShares:
-    """Divide the stated bound (docs/MOUNT.md, "Memory"): a quarter for metadata, of the rest four fifths for nodes."""
-    nodes = (total - total // 4) * 4 // 5
+    """Divide the stated bound (docs/MOUNT.md, "Memory"): half for metadata, of the rest four fifths for nodes."""
+    nodes = (total - total // 2) * 4 // 5
     pages = nodes // 4
     return CacheShares(nodes, pages, total - nodes - pages)
 
@@ -222,7 +222,9 @@ FLAGS: Final = {
     "nonative": Flag("native", False, "answer all requests in Python: slow; to compare, and to find faults"),
     "uring": Flag("uring", True, "let the kernel hand requests over through io_uring, where it offers that (default)"),
     "nouring": Flag("uring", False, "read requests from /dev/fuse"),
-    "spin": Flag("spin", True, "in a small virtual machine, keep its CPUs awake between requests in quick succession (default)"),
+    "spin": Flag(
+        "spin", True, "in a small virtual machine, keep its CPUs awake between requests in quick succession (default)"
+    ),
     "nospin": Flag("spin", False, "let idle CPUs halt at once: slower, less power"),
     "nonempty": Flag("nonempty", True, "hide what the mountpoint holds"),
     "auto_unmount": Flag("auto_unmount", True, "when the daemon dies, unmount instead of answering ENOTCONN"),
@@ -238,7 +240,7 @@ VALUES: Final = {
     "freshness": Value(
         "freshness", _freshness, "MODE", "strict, bounded:500ms, bounded:500ms/64 or none, for this mount"
     ),
-    "cache": Value("total_cache_bytes", parse_size, "SIZE", "memory for caches (default 64M)"),
+    "cache": Value("total_cache_bytes", parse_size, "SIZE", "memory for caches (default 128M)"),
     "fsname": Value("fsname", _text, "NAME", "what mount(8) shows as the source"),
     "metrics": Value("metrics", _path, "FILE", "write the counters to FILE every 15 s, for Prometheus' node exporter"),
     "cas": Value("cas", _cas, "URL", "as --cas"),

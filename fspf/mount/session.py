@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import signal
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 import pyfuse3
@@ -24,6 +24,7 @@ from fspf.mount.plane import Plane, control_pair
 from fspf.mount.protocol import describe
 from fspf.mount.system import notify_systemd, set_read_ahead, sync_filesystem, unmount, users_of
 from fspf.mount.upkeep import Upkeep
+from fspf.mount.uring import uring_offered
 from fspf.volume.layout import Layout
 from fspf.volume.volume import Volume
 
@@ -133,6 +134,7 @@ class _Session:
         self._plan = plan
         self._volume = volume
         self.plane: Plane | None = None
+        self._until_live = ExitStack()
         self._operations = operations
         self._upkeep = upkeep
         self._on_live = on_live
@@ -148,14 +150,22 @@ class _Session:
         Raises:
             FspfError: The kernel or fusermount3 refused.
         """
-        descriptor = attach(self._plan, read_only=self._volume.read_only)
+        options = self._plan.options
+        if options.native and options.uring:
+            self._until_live.enter_context(uring_offered())
         try:
-            if self._plan.options.native:
+            descriptor = attach(self._plan, read_only=self._volume.read_only)
+        except BaseException:
+            self._until_live.close()
+            raise
+        try:
+            if options.native:
                 descriptor = self._start_plane(descriptor)
             pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
             if self.plane is not None:
                 self.plane.start()
         except BaseException:
+            self._until_live.close()
             with suppress(OSError):
                 unmount(self._plan.mountpoint, lazy=True)
             raise
@@ -182,6 +192,7 @@ class _Session:
 
     def close(self) -> None:
         """Close the connection. A mount that never came to life is removed; any other that is left answers ENOTCONN."""
+        self._until_live.close()
         if not self._live:
             with suppress(OSError):
                 unmount(self._plan.mountpoint, lazy=True)
@@ -214,6 +225,7 @@ class _Session:
         place = self._plan.mountpoint
         info = await trio.to_thread.run_sync(os.stat, place, abandon_on_cancel=True)
         set_read_ahead(f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}", _READ_AHEAD_KIB)
+        self._until_live.close()
         self._on_live()
         self._live = True
         notify_systemd(f"READY=1\nSTATUS={self._plan.volume} on {place}")
