@@ -206,7 +206,7 @@ class Relay:
 
     `plane` is called back on those threads; its methods return an errno: load_inode(ino), load_directory(ino),
     make(parent, name, mode, rdev, umask, uid, gid, pid), apply(), grow(), fsync(ino, data_only), drop_capability(ino),
-    failed(handler, ino, exception).
+    check_xattr(ino, name, flags), failed(handler, ino, exception).
     """
 
     def __init__(

@@ -83,6 +83,11 @@ static int call_drop_capability(void *context, uint64_t ino)
     CALL_BACK(context, "drop_capability", "(K)", (unsigned long long)ino)
 }
 
+static int call_check_xattr(void *context, uint64_t ino, const char *name, uint32_t flags)
+{
+    CALL_BACK(context, "check_xattr", "(KyI)", (unsigned long long)ino, name, flags)
+}
+
 static int call_failed(void *context, const char *handler, uint64_t ino, fspf_status status, const fspf_error *err)
 {
     RelayObject *self = context;
@@ -145,7 +150,7 @@ static PyObject *relay_new_py(PyTypeObject *type, PyObject *args, PyObject *kwar
     upcalls up = {
         .context = self, .load_inode = call_load_inode, .load_directory = call_load_directory, .make = call_make,
         .drain = call_drain, .grow = call_grow, .fsync = call_fsync, .drop_capability = call_drop_capability,
-        .failed = call_failed,
+        .check_xattr = call_check_xattr, .failed = call_failed,
     };
     self->state = state;
     fspf_status status = relay_new(((StoreObject *)store_object)->st, device, control, (size_t)cache_bytes, &options,

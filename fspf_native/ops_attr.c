@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/xattr.h>
 
 #define VALID_S 3600u
 #define SECOND INT64_C(1000000000)
@@ -204,4 +205,23 @@ int op_listxattr(request *req)
         req->out_len = sizeof out;
     }
     return 0;
+}
+
+int op_setxattr(request *req)
+{
+    struct fuse_setxattr_in in = {0};
+    memcpy(&in, req->arg, FUSE_COMPAT_SETXATTR_IN_SIZE);
+    const char *name = (const char *)req->arg + FUSE_COMPAT_SETXATTR_IN_SIZE;
+    size_t room = req->arg_len - FUSE_COMPAT_SETXATTR_IN_SIZE;
+    size_t len = strnlen(name, room);
+    if (len == room || in.size > room - len - 1) {
+        return -EINVAL;
+    }
+    if ((in.flags & (XATTR_CREATE | XATTR_REPLACE)) != 0) { /* pyfuse3 does not tell its handler */
+        int error = req->r->up.check_xattr(req->r->up.context, req->in->nodeid, name, in.flags);
+        if (error != 0) {
+            return -error;
+        }
+    }
+    return PASS;
 }

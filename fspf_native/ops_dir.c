@@ -145,6 +145,7 @@ int op_read(request *req), op_write(request *req), op_fsync(request *req), op_fl
     op_fallocate(request *req), op_lseek(request *req), op_copy_file_range(request *req), op_open(request *req),
     op_opendir(request *req), op_release(request *req), op_fsyncdir(request *req), op_getattr(request *req),
     op_statx(request *req), op_setattr(request *req), op_getxattr(request *req), op_listxattr(request *req),
+    op_setxattr(request *req),
     op_lookup(request *req), op_mknod(request *req), op_mkdir(request *req), op_create(request *req),
     op_tmpfile(request *req), op_link(request *req), op_unlink(request *req), op_rmdir(request *req),
     op_rename(request *req), op_rename2(request *req), op_forget(request *req), op_batch_forget(request *req);
@@ -169,7 +170,7 @@ const operation operations[OPCODES] = {
     [FUSE_STATFS] = {NULL, 0, "statfs"},
     [FUSE_RELEASE] = {op_release, sizeof(struct fuse_release_in), "release"},
     [FUSE_FSYNC] = {op_fsync, sizeof(struct fuse_fsync_in), "fsync"},
-    [FUSE_SETXATTR] = {NULL, FUSE_COMPAT_SETXATTR_IN_SIZE + 2, "setxattr"},
+    [FUSE_SETXATTR] = {op_setxattr, FUSE_COMPAT_SETXATTR_IN_SIZE + 2, "setxattr"},
     [FUSE_GETXATTR] = {op_getxattr, sizeof(struct fuse_getxattr_in) + 2, "getxattr"},
     [FUSE_LISTXATTR] = {op_listxattr, sizeof(struct fuse_getxattr_in), "listxattr"},
     [FUSE_REMOVEXATTR] = {NULL, 2, "removexattr"},

@@ -33,6 +33,8 @@ typedef struct {
     int (*grow)(void *context);
     int (*fsync)(void *context, uint64_t ino, bool data_only);
     int (*drop_capability)(void *context, uint64_t ino);
+    /* May an attribute be set with these flags of setxattr(2)? */
+    int (*check_xattr)(void *context, uint64_t ino, const char *name, uint32_t flags);
     /* Turn what happened to a content into an errno, and tell somebody. */
     int (*failed)(void *context, const char *handler, uint64_t ino, fspf_status status, const fspf_error *err);
 } upcalls;

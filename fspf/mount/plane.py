@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fspf.core.errors import FspfError
 from fspf.core.types import Ino
 from fspf.mount.operations import CAPABILITY
+from fspf.volume.inodes import XATTR_CREATE, XATTR_REPLACE
 from fspf_native import ChunkError, Relay
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Plane:
         self._volume = volume
         self._operations = operations
         self._boundary = operations.boundary
-        self._no_xattrs = not volume.namespace.any_xattrs()
+        self._had_xattrs = volume.namespace.any_xattrs()
         self._stopping = threading.Event()
         self.relay = Relay(
             volume.store,
@@ -139,6 +140,10 @@ class Plane:
             return self._boundary.errno_of(handler, exc)
         return 0
 
+    def _no_xattrs(self) -> bool:
+        """Tell whether there is none in the whole volume, which spares asking for each inode."""
+        return not self._had_xattrs and not self._volume.namespace.xattrs_were_set
+
     def load_inode(self, ino: int) -> int:
         """Tell the relay an inode's row."""
         return self._guarded("getattr", lambda: self._load_inode(Ino(ino)))
@@ -149,7 +154,7 @@ class Plane:
             row = volume.namespace.inode(ino)
             if row is None:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-            self.relay.fill_inode(tuple(row), self._no_xattrs or not volume.namespace.has_xattrs(ino))
+            self.relay.fill_inode(tuple(row), self._no_xattrs() or not volume.namespace.has_xattrs(ino))
 
     def load_directory(self, ino: int) -> int:
         """Tell the relay all names of a directory."""
@@ -166,7 +171,7 @@ class Plane:
             while True:
                 entries = volume.namespace.filling(ino, after, _PAGE)
                 last = len(entries) < _PAGE
-                self.relay.fill_directory(ino, entries, self._no_xattrs, last)
+                self.relay.fill_directory(ino, entries, self._no_xattrs(), last)
                 if last:
                     return
                 after = entries[-1][0]
@@ -211,6 +216,19 @@ class Plane:
             return
         with volume.lock, suppress(OSError):
             volume.removexattr(ino, CAPABILITY)
+
+    def check_xattr(self, ino: int, name: bytes, flags: int) -> int:
+        """Tell whether an attribute may be set with the flags of setxattr(2)."""
+
+        def check() -> None:
+            with self._volume.lock:
+                exists = self._volume.namespace.xattr(Ino(ino), name) is not None
+            if exists and flags & XATTR_CREATE:
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+            if not exists and flags & XATTR_REPLACE:
+                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+
+        return self._guarded("setxattr", check)
 
     def failed(self, handler: str, ino: int, exc: Exception) -> int:
         """Turn what happened to a content into an errno, and tell the log in the user's words."""

@@ -134,6 +134,7 @@ class Namespace:
         self.broken: str | None = None
         self.on_broken: Callable[[str], None] = log.error
         self.mirror: Mirror | None = None  # a mount's data plane
+        self.xattrs_were_set = False  # since opening
         self._touched: dict[Ino, int] = {}
         self._rows: dict[
             Ino, Row
@@ -516,6 +517,7 @@ class Namespace:
     def set_xattr(self, ino: Ino, name: bytes, value: bytes) -> None:
         if name == CAPABILITY:
             self.capabilities += 1
+        self.xattrs_were_set = True
         if self.mirror is not None:
             self.mirror.has_xattrs(ino)
         with self.translated():
