@@ -126,5 +126,6 @@ void spin_stop(spinners *s)
     }
     (void)pthread_mutex_destroy(&s->lock);
     (void)pthread_cond_destroy(&s->wake);
-    s->ready = s->asleep = false;
+    s->asleep = false;
+    s->ready = false;
 }

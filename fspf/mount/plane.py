@@ -136,7 +136,7 @@ class Plane:
     def _guarded(self, handler: str, action: Callable[[], object]) -> int:
         try:
             action()
-        except Exception as exc:  # noqa: BLE001 - one of the three boundaries (style 2.11)
+        except Exception as exc:  # noqa: BLE001 - a boundary (style 2.11)
             return self._boundary.errno_of(handler, exc)
         return 0
 

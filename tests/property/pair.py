@@ -29,14 +29,14 @@ CHUNK = 4096
 def engine_clock(clock: Clock) -> Iterator[None]:
     """Let the engine's inode layer tell the time by *clock*."""
     modules: list[Any] = [fspf.volume.contents, fspf.volume.inodes]
-    before = [module.time for module in modules]
+    before = [module.now_ns for module in modules]
     for module in modules:
-        module.time = clock
+        module.now_ns = clock.time_ns
     try:
         yield
     finally:
-        for module, time in zip(modules, before, strict=True):
-            module.time = time
+        for module, now_ns in zip(modules, before, strict=True):
+            module.now_ns = now_ns
 
 
 @dataclass(slots=True)

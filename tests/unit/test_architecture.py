@@ -52,11 +52,12 @@ ONLY_IN: Final = {
 
 # Handlers that catch everything and do not raise it again: (module, function) -> why that is right.
 BOUNDARIES: Final[dict[tuple[str, str], str]] = {
-    # The three boundaries: a FUSE request, a command, the daemon's last frame.
+    # The boundaries: a FUSE request (Python's or the data plane's), a command, the daemon's last frame.
     ("fspf.mount.boundary", "guarded.wrapper"): "an exception that is no FUSEError ends the mount for everyone",
     ("fspf.cli.boundary", "guard"): "a command ends with one line and an exit code",
     ("fspf.mount.daemon", "Daemon._fork_again"): "nobody is above it, and stderr is gone: the caller is told",
     ("fspf.mount.daemon", "Daemon._serve"): "the end of a mount, whatever ended it, is logged and told to the caller",
+    ("fspf.mount.plane", "Plane._guarded"): "native threads know errnos only; anything else would end the process",
     # Requests without an answer, that pass the error to the first boundary's table.
     ("fspf.mount.operations", "Operations.forget"): "FORGET has no answer, so no error either",
     ("fspf.mount.operations", "Operations._settle"): "one failure must not keep the other files open",
