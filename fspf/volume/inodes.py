@@ -340,12 +340,14 @@ class InodeVolume:
             if xattrs or is_dir:
                 with namespace.change():
                     if not namespace.add_inode(row, parent, name):
+                        namespace.give_back_ino(ino)
                         raise error(errno.EEXIST, name)
                     for key, value in (xattrs or {}).items():
                         namespace.set_xattr(ino, key, value)
                     if is_dir:
                         namespace.update(parent, nlink=directory.nlink + 1)
             elif not namespace.add_inode(row, parent, name):
+                namespace.give_back_ino(ino)
                 raise error(errno.EEXIST, name)
             namespace.files += 1
             namespace.touch(parent, now)

@@ -289,6 +289,11 @@ class Namespace:
         self.next_ino += 1
         return ino
 
+    def give_back_ino(self, ino: Ino) -> None:
+        """Take back `take_ino`: its inode was not made. With a data plane the number is lost, which does no harm."""
+        if self.mirror is None and self.next_ino == ino + 1:
+            self.next_ino = ino
+
     def _take_cookie(self) -> int:
         if self.mirror is not None:
             return self.mirror.take_cookie()
