@@ -26,16 +26,27 @@ InodeRow = tuple[
     int, int, int, int, int, int, int, int, int, int, int, int, int, bytes | None, int, int | None, bytes | None
 ]
 # Rows and (parent, cookie, name, ino) to be stored, (parent, cookie) to be removed, (ino, perhaps has xattrs) to be
-# deleted, change of files and bytes, next free numbers.
+# deleted, change of files and bytes, next free numbers, inodes whose content root is a new one. Captured: size, least
+# size that it was cut to or None, (offset, data, ...).
 Drained = tuple[
-    list[InodeRow], list[tuple[int, int, bytes, int]], list[tuple[int, int]], list[tuple[int, bool]], int, int, int, int
+    list[InodeRow],
+    list[tuple[int, int, bytes, int]],
+    list[tuple[int, int]],
+    list[tuple[int, bool]],
+    int,
+    int,
+    int,
+    int,
+    list[int],
 ]
+Captured = tuple[int, int | None, tuple[int | bytes, ...]]
 
 __all__ = [
     "AUTHENTICATED",
     "ENCRYPTED",
     "HOLE",
     "AuthenticationError",
+    "Captured",
     "ChunkError",
     "ContentRoot",
     "Drained",

@@ -197,8 +197,17 @@ InodeRow = tuple[
     int, int, int, int, int, int, int, int, int, int, int, int, int, bytes | None, int, int | None, bytes | None
 ]
 Drained = tuple[
-    list[InodeRow], list[tuple[int, int, bytes, int]], list[tuple[int, int]], list[tuple[int, bool]], int, int, int, int
+    list[InodeRow],
+    list[tuple[int, int, bytes, int]],
+    list[tuple[int, int]],
+    list[tuple[int, bool]],
+    int,
+    int,
+    int,
+    int,
+    list[int],
 ]
+Captured = tuple[int, int | None, tuple[int | bytes, ...]]
 
 @final
 class Relay:
@@ -259,6 +268,11 @@ class Relay:
     def wait_dirty(self, count: int, seconds: float, /) -> bool: ...
     def flush_all(self) -> int:
         """Seal all contents; the errno of the first failure, or 0."""
+    def flush_these(self, inos: list[int], /) -> int:
+        """Seal these contents; the errno of the first failure, or 0."""
+    def take_log(self, inos: list[int], /) -> tuple[Drained, list[tuple[int, Captured]], bool]:
+        """Take what a record of the intent log is to hold, as of one instant: what `drain` gives, and what was written to
+        these contents since the last flush or call. False: one of them has changed too much and must be flushed."""
     def relieve(self, dirty_bytes: int, /) -> None:
         """Seal contents while more than so much is dirty."""
     def stats(self) -> dict[str, int]: ...

@@ -6,6 +6,7 @@
 #include <Python.h>
 
 #include "store.h"
+#include "tree.h"
 
 typedef struct {
     PyObject *authentication_error;
@@ -34,6 +35,7 @@ extern PyType_Spec relay_spec;
 /* Set the exception that a status stands for; NULL, for `return raise_status(...)`. */
 PyObject *raise_status(module_state *state, fspf_status status, const fspf_error *err);
 PyObject *root_to_python(const content_root *root);
+PyObject *captured_to_python(const captured *c, size_t chunk_size);
 /* 0, or -1 with an exception. */
 int root_from_python(PyObject *value, content_root *root);
 int u64_from_python(PyObject *value, const char *what, uint64_t limit, uint64_t *out);

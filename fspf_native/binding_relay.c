@@ -617,12 +617,22 @@ static PyObject *drained_to_python(const drained *d)
         failed = set_item(deleted, i, Py_BuildValue("(KO)", (unsigned long long)d->deleted[i].ino,
                                                     d->deleted[i].xattrs ? Py_True : Py_False));
     }
+    PyObject *reflushed = PyList_New(0);
+    failed = failed || reflushed == NULL;
+    for (size_t i = 0; i < d->inode_count && !failed; i++) {
+        if (d->inodes[i].reflushed) {
+            PyObject *ino = PyLong_FromUnsignedLongLong(d->inodes[i].ino);
+            failed = ino == NULL || PyList_Append(reflushed, ino) != 0;
+            Py_XDECREF(ino);
+        }
+    }
     PyObject *result = NULL;
     if (!failed) {
-        result = Py_BuildValue("(OOOOLLKK)", inodes, names, removed, deleted, (long long)d->files_delta,
+        result = Py_BuildValue("(OOOOLLKKO)", inodes, names, removed, deleted, (long long)d->files_delta,
                                (long long)d->bytes_delta, (unsigned long long)d->next_ino,
-                               (unsigned long long)d->next_cookie);
+                               (unsigned long long)d->next_cookie, reflushed);
     }
+    Py_XDECREF(reflushed);
     Py_XDECREF(inodes);
     Py_XDECREF(names);
     Py_XDECREF(removed);
@@ -716,6 +726,95 @@ static PyObject *relay_relieve(PyObject *self, PyObject *bytes)
     return Py_NewRef(Py_None);
 }
 
+/* Inode numbers from a sequence; *count of them, to be freed. NULL with an exception. */
+static uint64_t *inos_from_python(PyObject *sequence, size_t *count)
+{
+    Py_ssize_t size = PyList_Check(sequence) ? PyList_Size(sequence) : -1;
+    if (size < 0) {
+        PyErr_SetString(PyExc_TypeError, "a list of inode numbers is expected");
+        return NULL;
+    }
+    uint64_t *inos = malloc(((size_t)size + 1) * sizeof *inos);
+    if (inos == NULL) {
+        (void)PyErr_NoMemory();
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < size; i++) {
+        if (u64_from_python(PyList_GetItem(sequence, i), "ino", INT64_MAX, &inos[i]) != 0) {
+            free(inos);
+            return NULL;
+        }
+    }
+    *count = (size_t)size;
+    return inos;
+}
+
+static PyObject *relay_flush_these(PyObject *self, PyObject *sequence)
+{
+    size_t count = 0;
+    uint64_t *inos = inos_from_python(sequence, &count);
+    if (inos == NULL) {
+        return NULL;
+    }
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = content_flush_these(relay_of(self), inos, count);
+    Py_END_ALLOW_THREADS
+    free(inos);
+    return PyLong_FromLong(-result);
+}
+
+static PyObject *pieces_to_python(const log_piece *pieces, size_t count, size_t chunk_size)
+{
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list != NULL && i < count; i++) {
+        PyObject *what = captured_to_python(&pieces[i].what, chunk_size);
+        PyObject *pair = what == NULL ? NULL : Py_BuildValue("(KN)", (unsigned long long)pieces[i].ino, what);
+        if (set_item(list, i, pair) != 0) {
+            Py_CLEAR(list);
+        }
+    }
+    return list;
+}
+
+static PyObject *relay_take_log(PyObject *self, PyObject *sequence)
+{
+    size_t count = 0;
+    size_t piece_count = 0;
+    bool complete = true;
+    drained rows = {0};
+    PyObject *answer = NULL;
+    relay *r = relay_of(self);
+    uint64_t *inos = inos_from_python(sequence, &count);
+    log_piece *pieces = inos == NULL ? NULL : malloc((count + 1) * sizeof *pieces);
+    if (pieces == NULL) {
+        free(inos);
+        return inos == NULL ? NULL : PyErr_NoMemory();
+    }
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = content_take_log(r, inos, count, pieces, &piece_count, &complete, &rows);
+    Py_END_ALLOW_THREADS
+    if (result != 0) {
+        (void)PyErr_NoMemory();
+    } else {
+        PyObject *drained = drained_to_python(&rows);
+        PyObject *list = drained == NULL ? NULL : pieces_to_python(pieces, piece_count, r->chunk_size);
+        if (list != NULL) {
+            answer = Py_BuildValue("(OOO)", drained, list, complete ? Py_True : Py_False);
+        }
+        Py_XDECREF(list);
+        Py_XDECREF(drained);
+    }
+    for (size_t i = 0; i < piece_count; i++) {
+        captured_clear(&pieces[i].what);
+    }
+    drained_clear(&rows);
+    free(pieces);
+    free(inos);
+    return answer;
+}
+
 static int add_count(PyObject *dict, const char *prefix, const char *name, uint64_t value)
 {
     PyObject *key = PyUnicode_FromFormat("%s%s", prefix, name);
@@ -794,6 +893,8 @@ static PyMethodDef relay_methods[] = {
     PLAIN("drain", relay_drain, "drain($self, /)\n--\n\n"),
     METHOD("wait_dirty", relay_wait_dirty, "wait_dirty($self, count, seconds, /)\n--\n\n"),
     PLAIN("flush_all", relay_flush_all, "flush_all($self, /)\n--\n\nSeal all contents; errno of the first failure or 0."),
+    ONE("flush_these", relay_flush_these, "flush_these($self, inos, /)\n--\n\nSeal these contents; errno or 0."),
+    ONE("take_log", relay_take_log, "take_log($self, inos, /)\n--\n\n(drained, [(ino, captured), ...], complete)"),
     ONE("relieve", relay_relieve, "relieve($self, bytes, /)\n--\n\n"),
     PLAIN("stats", relay_stats_py, "stats($self, /)\n--\n\n"),
     {0},

@@ -221,6 +221,29 @@ static PyObject *tree_flush_py(PyObject *self, PyObject *Py_UNUSED(unused))
     return status == ST_OK ? root_to_python(&root) : raise_status(state_of(self), status, &err);
 }
 
+/* (size, cut or None, (offset, data, ...)) */
+PyObject *captured_to_python(const captured *c, size_t chunk_size)
+{
+    PyObject *pieces = PyTuple_New(2 * (Py_ssize_t)c->count);
+    for (unsigned i = 0; pieces != NULL && i < c->count; i++) {
+        PyObject *offset = PyLong_FromUnsignedLongLong(c->offset[i]);
+        PyObject *data = PyBytes_FromStringAndSize((const char *)c->data + i * chunk_size, (Py_ssize_t)c->length[i]);
+        if (offset == NULL || data == NULL) {
+            Py_XDECREF(offset);
+            Py_XDECREF(data);
+            Py_CLEAR(pieces);
+            break;
+        }
+        (void)PyTuple_SetItem(pieces, 2 * (Py_ssize_t)i, offset);
+        (void)PyTuple_SetItem(pieces, 2 * (Py_ssize_t)i + 1, data);
+    }
+    if (pieces == NULL) {
+        return NULL;
+    }
+    return c->is_cut ? Py_BuildValue("(KKN)", (unsigned long long)c->size, (unsigned long long)c->cut, pieces)
+                     : Py_BuildValue("(KON)", (unsigned long long)c->size, Py_None, pieces);
+}
+
 static PyObject *tree_capture_py(PyObject *self, PyObject *Py_UNUSED(unused))
 {
     tree *t = tree_of(self);
@@ -236,31 +259,9 @@ static PyObject *tree_capture_py(PyObject *self, PyObject *Py_UNUSED(unused))
     } else if (!found.complete) {
         result = Py_NewRef(Py_None);
     } else {
-        size_t chunk_size = tree_chunk_size(t);
-        PyObject *pieces = PyTuple_New(2 * (Py_ssize_t)found.count);
-        for (unsigned i = 0; pieces != NULL && i < found.count; i++) {
-            PyObject *offset = PyLong_FromUnsignedLongLong(found.offset[i]);
-            PyObject *data = PyBytes_FromStringAndSize((const char *)found.data + i * chunk_size,
-                                                       (Py_ssize_t)found.length[i]);
-            if (offset == NULL || data == NULL) {
-                Py_XDECREF(offset);
-                Py_XDECREF(data);
-                Py_CLEAR(pieces);
-                break;
-            }
-            (void)PyTuple_SetItem(pieces, 2 * (Py_ssize_t)i, offset);
-            (void)PyTuple_SetItem(pieces, 2 * (Py_ssize_t)i + 1, data);
-        }
-        if (pieces != NULL && found.is_cut) {
-            result = Py_BuildValue("(KKN)", (unsigned long long)found.size, (unsigned long long)found.cut, pieces);
-        } else if (pieces != NULL) {
-            result = Py_BuildValue("(KON)", (unsigned long long)found.size, Py_None, pieces);
-        }
+        result = captured_to_python(&found, tree_chunk_size(t));
     }
-    if (found.data != NULL) {
-        explicit_bzero(found.data, found.count * tree_chunk_size(t));
-        free(found.data);
-    }
+    captured_clear(&found);
     return result;
 }
 

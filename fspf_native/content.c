@@ -18,6 +18,7 @@ int content_tree(relay *r, inode *node, tree **out)
             node->tree = NULL;
             result = status == ST_NOMEM ? -ENOMEM : -EIO;
         } else {
+            node->told_size = node->root.size;
             r->meta.bytes += TREE_COST;
         }
     }
@@ -48,6 +49,8 @@ int content_flush(relay *r, inode *node)
             m->bytes_delta += (int64_t)root.size - (int64_t)node->root.size;
             node->root = root;
             node->chunks = allocated;
+            node->told_size = root.size;
+            node->reflushed = true;
             node->flush_errno = 0;
             meta_dirty(m, node);
             if (node->pins == 1 && !node->changed && !tree_dirty(t)) { /* only we use it: it is soon made again */
@@ -65,6 +68,105 @@ int content_flush(relay *r, inode *node)
     node->flush_errno = error;
     pthread_mutex_unlock(&m->lock);
     return -error;
+}
+
+int content_take_error(relay *r, inode *node)
+{
+    pthread_mutex_lock(&r->meta.lock);
+    int error = node->flush_errno;
+    node->flush_errno = 0;
+    pthread_mutex_unlock(&r->meta.lock);
+    return error;
+}
+
+int content_prepare_log(relay *r, inode *node)
+{
+    pthread_mutex_lock(&r->meta.lock);
+    tree *t = node->changed ? node->tree : NULL; /* it stays while the caller has the inode pinned */
+    pthread_mutex_unlock(&r->meta.lock);
+    return t == NULL || tree_capturable(t) ? 0 : content_flush(r, node);
+}
+
+static inode *pin_inode(relay *r, uint64_t ino)
+{
+    pthread_mutex_lock(&r->meta.lock);
+    inode *node = meta_find(&r->meta, ino);
+    if (node != NULL) {
+        meta_pin(node);
+    }
+    pthread_mutex_unlock(&r->meta.lock);
+    return node;
+}
+
+static void unpin_inode(relay *r, inode *node)
+{
+    pthread_mutex_lock(&r->meta.lock);
+    meta_unpin(&r->meta, node);
+    pthread_mutex_unlock(&r->meta.lock);
+}
+
+int content_flush_these(relay *r, const uint64_t *inos, size_t count)
+{
+    int result = 0;
+    for (size_t i = 0; i < count; i++) {
+        inode *node = pin_inode(r, inos[i]);
+        if (node != NULL) {
+            int error = content_flush(r, node);
+            result = result ? result : error;
+            unpin_inode(r, node);
+        }
+    }
+    return result;
+}
+
+/* Nothing is flushed meanwhile: the gate is held for writing. */
+static bool take_piece(relay *r, inode *node, log_piece *piece, bool *empty)
+{
+    fspf_error err = {0};
+    meta *m = &r->meta;
+    pthread_mutex_lock(&m->lock);
+    bool due = node->changed && !node->gone && node->tree != NULL;
+    pthread_mutex_unlock(&m->lock);
+    *empty = true;
+    if (!due) {
+        return true;
+    }
+    piece->ino = node->ino;
+    if (tree_capture(node->tree, &piece->what, &err) != ST_OK || !piece->what.complete) {
+        return false;
+    }
+    pthread_mutex_lock(&m->lock);
+    *empty = piece->what.count == 0 && !piece->what.is_cut && piece->what.size == node->told_size;
+    node->told_size = piece->what.size;
+    pthread_mutex_unlock(&m->lock);
+    return true;
+}
+
+int content_take_log(relay *r, const uint64_t *inos, size_t count, log_piece *pieces, size_t *piece_count,
+                     bool *complete, drained *rows)
+{
+    *piece_count = 0;
+    *complete = true;
+    pthread_rwlock_wrlock(&r->meta.gate);
+    for (size_t i = 0; i < count; i++) {
+        inode *node = pin_inode(r, inos[i]);
+        if (node == NULL) {
+            continue;
+        }
+        bool empty = true;
+        log_piece *piece = &pieces[*piece_count];
+        memset(piece, 0, sizeof *piece);
+        *complete = take_piece(r, node, piece, &empty) && *complete;
+        if (empty) {
+            captured_clear(&piece->what);
+        } else {
+            (*piece_count)++;
+        }
+        unpin_inode(r, node);
+    }
+    int result = meta_drain_gate_held(&r->meta, rows);
+    pthread_rwlock_unlock(&r->meta.gate);
+    return result;
 }
 
 static inode *pin_next_changed(relay *r, size_t at)

@@ -39,9 +39,11 @@ struct inode {
     bool gone;       /* deleted; freed with the last pin */
     bool changed;    /* the tree may be ahead of `root` */
     bool complete;   /* of a directory: every name is here */
+    bool reflushed;  /* `root` is another one than the last drain told */
     int flush_errno; /* why the last flush of the content failed */
     content_root root; /* as the row will have it */
     uint64_t chunks;
+    uint64_t told_size; /* of the content, as the intent log or `root` has it */
     uint64_t parent; /* of a directory */
     uint8_t *target; /* of a symbolic link */
     uint32_t target_len;
@@ -147,7 +149,7 @@ typedef struct {
     uint32_t mode, uid, gid, rdev, nlink, target_len;
     int depth;
     uint8_t protection;
-    bool stored;
+    bool stored, reflushed;
     uint8_t pointer[POINTER_LEN];
     uint8_t *target;
 } drained_inode;
@@ -173,6 +175,8 @@ typedef struct {
 /* Take everything that the database does not have, as of one instant, and mark the store's frees so far as belonging
  * to it. -1 when out of memory: nothing was taken. */
 int meta_drain(meta *m, drained *out);
+/* The same for a caller that has `gate` for writing. */
+int meta_drain_gate_held(meta *m, drained *out);
 void drained_clear(drained *d);
 
 #endif

@@ -35,6 +35,7 @@ static int copy_inode(const inode *node, drained_inode *out)
         .atime = node->atime, .mtime = node->mtime, .ctime = node->ctime, .btime = node->btime,
         .mode = node->mode, .uid = node->uid, .gid = node->gid, .rdev = node->rdev, .nlink = node->nlink,
         .depth = node->root.depth, .protection = node->protection, .stored = node->stored,
+        .reflushed = node->reflushed,
     };
     memcpy(out->pointer, node->root.pointer, POINTER_LEN);
     if (node->target != NULL) {
@@ -80,6 +81,7 @@ static int take_lock_held(meta *m, drained *out)
         next = node->dirty_next;
         node->dirty = false;
         node->stored = true;
+        node->reflushed = false;
         node->dirty_next = node->dirty_prev = NULL;
     }
     m->dirty_first = NULL;
@@ -106,10 +108,9 @@ static int take_lock_held(meta *m, drained *out)
     return 0;
 }
 
-int meta_drain(meta *m, drained *out)
+int meta_drain_gate_held(meta *m, drained *out)
 {
     memset(out, 0, sizeof *out);
-    pthread_rwlock_wrlock(&m->gate);
     pthread_mutex_lock(&m->lock);
     int result = take_lock_held(m, out);
     out->next_ino = m->next_ino;
@@ -118,9 +119,16 @@ int meta_drain(meta *m, drained *out)
         store_commit_mark(m->st);
     }
     pthread_mutex_unlock(&m->lock);
-    pthread_rwlock_unlock(&m->gate);
     if (result != 0) {
         drained_clear(out);
     }
+    return result;
+}
+
+int meta_drain(meta *m, drained *out)
+{
+    pthread_rwlock_wrlock(&m->gate);
+    int result = meta_drain_gate_held(m, out);
+    pthread_rwlock_unlock(&m->gate);
     return result;
 }

@@ -146,10 +146,9 @@ int op_fsync(request *req)
         return result;
     }
     if (S_ISREG(node->mode)) {
-        result = content_flush(r, node);
-        if (result == 0 && node->flush_errno != 0) {
-            result = -node->flush_errno;
-            node->flush_errno = 0;
+        result = content_prepare_log(r, node);
+        if (result == 0) {
+            result = -content_take_error(r, node);
         }
     }
     node_put(req, node);

@@ -159,6 +159,23 @@ int check_change(request *req);
 int content_tree(relay *r, inode *node, tree **out);
 /* Seal what is dirty, note the root. 0 or -errno. */
 int content_flush(relay *r, inode *node);
+/* Leave what changed to the intent log if it is little; otherwise flush. 0 or -errno. */
+int content_prepare_log(relay *r, inode *node);
+/* The errno of a flush that failed before, once; 0 if there is none. */
+int content_take_error(relay *r, inode *node);
+
+/* What the intent log is to have of one content: everything since it, or a flush, last had it. */
+typedef struct {
+    uint64_t ino;
+    captured what;
+} log_piece;
+/* Take the changes of these contents and everything that the database does not have, as of one instant. *complete:
+ * not when some content changed too much; it must be flushed then. 0, or -1 when out of memory: what was taken of
+ * contents is lost to the log, and flushing them makes up for it. */
+int content_take_log(relay *r, const uint64_t *inos, size_t count, log_piece *pieces, size_t *piece_count,
+                     bool *complete, drained *rows);
+/* Flush these contents; the first errno, negative. */
+int content_flush_these(relay *r, const uint64_t *inos, size_t count);
 /* All that changed; the first errno, negative. */
 int content_flush_all(relay *r);
 /* Flush contents while more than `bytes` are dirty in all. */

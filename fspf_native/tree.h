@@ -46,8 +46,13 @@ typedef struct {
     uint64_t offset[CAPTURE_MOST];
     uint32_t length[CAPTURE_MOST];
     uint8_t *data; /* of piece i at i * chunk_size; to be wiped and freed */
+    size_t data_len;
 } captured;
 fspf_status tree_capture(tree *t, captured *out, fspf_error *err);
+/* Would a capture now be complete? */
+bool tree_capturable(tree *t);
+/* Wipe and free the data. */
+void captured_clear(captured *c);
 fspf_status tree_destroy(tree *t, uint64_t *lost, fspf_error *err);
 /* Reads every block from the host, past the cache. At most `limit` findings; neighbours of one kind are joined. */
 fspf_status tree_verify(tree *t, size_t limit, tree_finding **findings, size_t *count, fspf_error *err);

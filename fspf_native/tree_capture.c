@@ -46,6 +46,23 @@ void capture_reset(tree *t)
     t->is_cut = false;
 }
 
+bool tree_capturable(tree *t)
+{
+    pthread_rwlock_rdlock(&t->lock);
+    bool little = !t->beyond;
+    pthread_rwlock_unlock(&t->lock);
+    return little;
+}
+
+void captured_clear(captured *c)
+{
+    if (c->data != NULL) {
+        explicit_bzero(c->data, c->data_len);
+        free(c->data);
+    }
+    memset(c, 0, sizeof *c);
+}
+
 static int compare_u64(const void *a, const void *b)
 {
     uint64_t x = *(const uint64_t *)a;
@@ -64,7 +81,8 @@ fspf_status tree_capture(tree *t, captured *out, fspf_error *err)
     uint32_t chunk_size = t->st->chunk_size;
     if (!t->beyond && t->touched_count > 0) {
         qsort(t->touched, t->touched_count, sizeof t->touched[0], compare_u64);
-        out->data = malloc((size_t)t->touched_count * chunk_size);
+        out->data_len = (size_t)t->touched_count * chunk_size;
+        out->data = malloc(out->data_len);
         if (out->data == NULL) {
             status = ST_NOMEM;
         }

@@ -247,6 +247,7 @@ class RootRecord:
     total_bytes: int  # sum of the sizes of regular files
     keyring_epochs: int  # distinct epochs <= epoch in the keyring
     created_ns: int  # hint, UTC ns since 1970: for people, never trusted for order
+    log_follows: bool = False  # records of the intent log may continue this state
     tag: bytes = NO_TAG  # the root tag; zeros until the record was sealed and opened
     key_version: int = 0  # of the volume key it was sealed under; 0 likewise
 
@@ -286,7 +287,7 @@ class RootRecord:
             self.total_bytes,
             self.keyring_epochs,
             self.created_ns,
-            None,  # log
+            1 if self.log_follows else None,
         )
         packed: bytes = msgpack.packb(elements, use_bin_type=True)
         return packed
@@ -413,8 +414,10 @@ def _decode(plain: bytes, frame_epoch: int) -> RootRecord:
     if len(elements) != _RECORD_ELEMENTS:
         message = f"root record: {len(elements)} elements, {_RECORD_ELEMENTS} expected"
         raise FormatError(message)
-    if elements[16] is not None:
-        message = "root record: has an intent log, which this program does not know: use a newer fspf"
+    if elements[16] is not None and _integer("log", elements[16], 1) != 1:
+        message = (
+            f"root record: has an intent log of form {elements[16]}, which this program does not know: use a newer fspf"
+        )
         raise UnsupportedFormatError(message)
     space_map = elements[10]
     if space_map is not None and type(space_map) is not tuple:
@@ -434,6 +437,7 @@ def _decode(plain: bytes, frame_epoch: int) -> RootRecord:
         total_bytes=_integer("bytes", elements[13]),
         keyring_epochs=_integer("keyring epochs", elements[14], 0, MAX_EPOCH),
         created_ns=_integer("created", elements[15]),
+        log_follows=elements[16] is not None,
     )
     if record.epoch != frame_epoch:
         message = f"root record: epoch {record.epoch} is not the frame's {frame_epoch}"

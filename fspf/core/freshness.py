@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from fspf.core.errors import FreshnessError, IntegrityError, UsageError
 
@@ -17,9 +17,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fspf.core.anchor import Anchor
-    from fspf.core.format import RootRecord
 
 _BOUNDED: Final = re.compile(r"bounded:([1-9][0-9]{0,8})ms(?:,([1-9][0-9]{0,8}))?", re.ASCII)
+
+
+class State(Protocol):
+    """A state of a volume: a root record, or a record of the intent log."""
+
+    @property
+    def generation(self) -> int: ...
+    @property
+    def tag(self) -> bytes: ...
+    @property
+    def epoch(self) -> int: ...
+
+
+S = TypeVar("S", bound=State)
 
 
 class FreshnessMode(StrEnum):
@@ -88,9 +101,7 @@ class Freshness:
         return f"bounded:{self.max_ms}ms" + (f",{self.max_commits}" if self.max_commits else "")
 
 
-def choose_root(
-    claimed: Sequence[RootRecord], anchor: Anchor, last_epoch: int, freshness: Freshness | None = None
-) -> RootRecord:
+def choose_root(claimed: Sequence[S], anchor: Anchor, last_epoch: int, freshness: Freshness | None = None) -> S:
     """Pick the state to open, newest first.
 
     Args:
@@ -124,7 +135,7 @@ def choose_root(
     raise _refusal(by_age[0], anchor, last_epoch)
 
 
-def _refusal(newest: RootRecord, anchor: Anchor, last_epoch: int) -> FreshnessError:
+def _refusal(newest: State, anchor: Anchor, last_epoch: int) -> FreshnessError:
     """Say in which way *newest* is not the anchored state."""
     expected, found = anchor.generation, newest.generation
     if newest.epoch > last_epoch:

@@ -18,6 +18,7 @@ __all__ = [
     "AuthenticationError",
     "SecretKey",
     "keyring_aad",
+    "log_key",
     "root_key",
     "unwrap_epoch_key",
     "wrap_epoch_key",
@@ -27,6 +28,7 @@ __all__ = [
 # FORMAT.md 1. `fspf 1 siv` is applied inside `SecretKey.wrap` and `siv_seal`.
 KEYRING_LABEL: Final = b"fspf 1 keyring"
 ROOT_LABEL: Final = b"fspf 1 root "
+LOG_LABEL: Final = b"fspf 1 log "
 WRAPPED_LEN: Final = 48  # bytes; 16 of synthetic IV, 32 of key
 
 _U32: Final = struct.Struct("<I")
@@ -40,6 +42,11 @@ def wrapping_key(volume_key: SecretKey, volume_id: bytes) -> SecretKey:
 def root_key(volume_key: SecretKey, volume_id: bytes, epoch: int) -> SecretKey:
     """Derive the key that seals the root records of *epoch*."""
     return volume_key.derive(ROOT_LABEL + _U32.pack(epoch), volume_id)
+
+
+def log_key(volume_key: SecretKey, volume_id: bytes, epoch: int) -> SecretKey:
+    """Derive the key that seals the records of the intent log of *epoch*."""
+    return volume_key.derive(LOG_LABEL + _U32.pack(epoch), volume_id)
 
 
 def keyring_aad(volume_id: bytes, epoch: int, key_version: int) -> bytes:

@@ -203,8 +203,8 @@ class Plane:
         return self._guarded("create", check)
 
     def fsync(self, ino: int, data_only: int) -> int:  # a commit has both
-        """Commit; the content of *ino* is sealed already."""
-        return self._guarded("fsync", self._volume.fsync)
+        """Commit: the content of *ino* (0: none), which may be left to the intent log, and all rows."""
+        return self._guarded("fsync", lambda: self._volume.fsync(Ino(ino) if ino else None))
 
     def drop_capability(self, ino: int) -> int:
         """Take security.capability from a file that was changed."""

@@ -138,7 +138,7 @@ class _Check:
         """Header, keyring and roots as they lie there. What a crash may leave, and nobody needs, is a note only."""
         record = self._record
         needed = record.keyring_epochs * KEYRING_RECORD_LEN
-        own_root = ROOT_NAMES[record.generation % 2].encode()
+        own_root = ROOT_NAMES[self._volume.base_generation % 2].encode()
         closed_cleanly = record.space_map is not None
         for finding in scrub_directory(self._volume.path):
             in_keyring = finding.path in {KEYRING.encode(), KEYRING_BACKUP.encode()}

@@ -18,12 +18,15 @@ from fspf.core.anchor import Anchor
 from fspf.core.errors import AnchorMovedError, CasUnreachableError, FspfError, LeaseError
 from fspf.core.format import NONCE_LEN, RootRecord
 from fspf.core.freshness import FreshnessMode
+from fspf.core.keys import log_key
+from fspf.core.log import LOG_LEN, LogRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fspf.core.anchor import Cas, CasRecord, Lease
     from fspf.core.types import ContentRoot
+    from fspf.volume.intent import Intended
     from fspf.volume.layout import Layout
     from fspf_native import SecretKey, Store
 
@@ -57,7 +60,11 @@ class Commits:
     """The commits of one writer.
 
     Args:
-        prepare: Called with `everything` and `closing`; flushes and returns what to commit, or None if nothing changed.
+        base: The root record that was opened, None for a new volume.
+        head: Its state with its log.
+        prepare: Called with `everything`, `closing` and the inodes whose fsync waits; flushes and returns what to commit, or
+            None if nothing changed.
+        intend: Called with those inodes; returns what a record of the intent log is to hold, None if a commit is due.
         fail: Called once with the reason when no commit can follow any more.
     """
 
@@ -69,10 +76,12 @@ class Commits:
         cas: Cas,
         record: CasRecord,
         lease: Lease,
-        state: RootRecord | None,
+        base: RootRecord | None,
+        head: Anchor | None,
         keyring_epochs: int,
         store: Store,
-        prepare: Callable[[bool, bool], Prepared | None],
+        prepare: Callable[[bool, bool, set[int]], Prepared | None],
+        intend: Callable[[set[int]], Intended | None],
         fail: Callable[[str | FspfError], None],
         cas_timeout_s: float = CAS_TIMEOUT_S,
     ) -> None:
@@ -87,10 +96,18 @@ class Commits:
         self._keyring_epochs = keyring_epochs
         self._store = store
         self._prepare = prepare
+        self._intend = intend
         self._fail = fail
         self._cas_timeout_s = cas_timeout_s
-        self.generation = state.generation if state else 0
-        self.root_tag = state.tag if state else bytes(16)
+        self.generation = head.generation if head else 0
+        self.root_tag = head.root_tag if head else bytes(16)
+        self._base_generation = base.generation if base else 0
+        self._last_number = 0  # of the store's commits
+        # The intent log. It may continue only a root record of this epoch: the first commit is one.
+        self._log_key = log_key(record.key, record.volume_id, lease.epoch)
+        self._log_end: int | None = None  # where the next record goes; None: a commit is due
+        self._log_refused = False
+        self.logged = 0  # records written
         self.anchor = Anchor(self.generation, self.root_tag)
         self.count = 0
         self._contact = time.clock_gettime(time.CLOCK_BOOTTIME)  # when the CAS last said that the lease is ours
@@ -99,6 +116,7 @@ class Commits:
         self._tickets = 0
         self._served = 0
         self._running = False
+        self._waiting: set[int] = set()  # inodes whose fsync waits for the next commit
         self._failures: deque[tuple[int, int, BaseException]] = deque(maxlen=64)
         # Bounded mode: written roots that the CAS does not have yet.
         self._lag = threading.Condition()
@@ -110,8 +128,11 @@ class Commits:
 
     # -- group commit
 
-    def commit(self, *, everything: bool, closing: bool = False) -> None:
+    def commit(self, *, everything: bool, closing: bool = False, ino: int | None = None) -> None:
         """Return when all that was done before this call is committed as the freshness mode promises.
+
+        Args:
+            everything: All contents; otherwise those that are flushed, and that of *ino*.
 
         Raises:
             OSError: The host refused a write (ENOSPC: nothing is lost, the next commit tries again).
@@ -120,6 +141,8 @@ class Commits:
         with self._turn:
             self._tickets += 1
             mine = self._tickets
+            if ino is not None:
+                self._waiting.add(ino)
             while self._running:
                 self._turn.wait()
                 if self._served >= mine and not everything and not closing:
@@ -127,9 +150,10 @@ class Commits:
                     return
             self._running = True
             before, serves = self._served, self._tickets
+            inos, self._waiting = self._waiting, set()
         failure: BaseException | None = None
         try:
-            self._commit_once(everything=everything, closing=closing)
+            self._commit_once(everything=everything, closing=closing, inos=inos)
         except BaseException as exc:
             failure = exc
             raise
@@ -160,9 +184,13 @@ class Commits:
 
     # -- one commit: COMMIT.md, steps 1 to 5
 
-    def _commit_once(self, *, everything: bool, closing: bool) -> None:
+    def _commit_once(self, *, everything: bool, closing: bool, inos: set[int]) -> None:
         self._check_lease()
-        prepared = self._prepare(everything, closing)
+        if not everything and not closing and self._log_end is not None:
+            intended = self._intend(inos)
+            if intended is not None and self._commit_to_log(intended, self._log_end):
+                return
+        prepared = self._prepare(everything, closing, inos)
         if prepared is None:
             if closing or everything:
                 self._drain()
@@ -170,26 +198,84 @@ class Commits:
         try:
             self._store.sync()
             self._check_lease()
-            anchor = self._write_root(prepared)
+            anchor = self._write_root(prepared, log_follows=not closing)
         except BaseException as exc:
             # After a failed sync the host may have dropped what it did not write: nothing may follow this state.
             self._fail(f"generation {self.generation + 1} could not be made durable: {exc}")
             raise
+        self._base_generation = self.generation
+        self._last_number = prepared.number
+        self._log_end = None if closing else 0
+        self._promise(prepared.number, anchor, closing=closing)
+
+    def _promise(self, number: int, anchor: Anchor, *, closing: bool = False) -> None:
+        """Tell the CAS of a durable state, as the freshness mode asks for."""
         self.count += 1
         if self._freshness.mode is FreshnessMode.STRICT or closing:
             self._drain()
             self._advance_last(anchor)
-            self._store.commit_anchored(prepared.number)
+            self._store.commit_anchored(number)
         elif self._freshness.mode is FreshnessMode.BOUNDED:
-            self._enqueue(_Pending(prepared.number, anchor, time.monotonic()))
+            self._enqueue(_Pending(number, anchor, time.monotonic()))
         else:
-            self._store.commit_anchored(prepared.number)
-            self._enqueue(_Pending(prepared.number, anchor, time.monotonic()))
+            self._store.commit_anchored(number)
+            self._enqueue(_Pending(number, anchor, time.monotonic()))
 
-    def _write_root(self, prepared: Prepared) -> Anchor:
-        record = RootRecord(
+    # -- the intent log: COMMIT.md 9
+
+    def _commit_to_log(self, intended: Intended, offset: int) -> bool:
+        """Write a record at *offset* of the log; False if there is no room and a commit is due."""
+        if not intended.batches and not intended.pieces:
+            return True  # all of it is committed already
+        if not self._layout.log_is_ready and not self._prepare_log():
+            return False
+        record = LogRecord(
             volume_id=self._volume_id,
             generation=self.generation + 1,
+            epoch=self._lease.epoch,
+            previous_tag=self.root_tag,
+            anchor_generation=self.anchor.generation,
+            anchor_tag=self.anchor.root_tag,
+            end_of_slots=self._store.end_of_slots(),
+            batches=intended.batches,
+            pieces=intended.pieces,
+            created_ns=time.time_ns(),
+        )
+        frame, tag = record.seal_frame(self._log_key, self._key_version, self._header_bytes, os.urandom(NONCE_LEN))
+        if offset + len(frame) > LOG_LEN:
+            return False
+        try:
+            if intended.needs_segments:
+                self._store.sync()
+            self._layout.write_log(offset, frame)
+        except BaseException as exc:
+            self._fail(f"generation {self.generation + 1} could not be made durable: {exc}")
+            raise
+        self.generation, self.root_tag = record.generation, tag
+        self._log_end = offset + len(frame)
+        self.logged += 1
+        self._promise(self._last_number, Anchor(record.generation, tag))
+        return True
+
+    def _prepare_log(self) -> bool:
+        """Make the log's file; without one every fsync is a commit, which is slower and nothing else."""
+        if self._log_refused:
+            return False
+        try:
+            self._layout.prepare_log()
+        except OSError as exc:
+            self._log_refused = True
+            log.warning("there is no room for the intent log, fsync will be slow: %s", exc)
+            return False
+        return True
+
+    def _write_root(self, prepared: Prepared, *, log_follows: bool) -> Anchor:
+        generation = self.generation + 1
+        if generation % 2 == self._base_generation % 2 and self._base_generation:
+            generation += 1  # into the other file: the log continues the root record in this one
+        record = RootRecord(
+            volume_id=self._volume_id,
+            generation=generation,
             epoch=self._lease.epoch,
             previous_tag=self.root_tag,
             anchor_generation=self.anchor.generation,
@@ -201,6 +287,7 @@ class Commits:
             total_bytes=prepared.total_bytes,
             keyring_epochs=self._keyring_epochs,
             created_ns=time.time_ns(),
+            log_follows=log_follows,
         )
         frame = record.seal_frame(self._key, self._key_version, self._header_bytes, os.urandom(NONCE_LEN))
         self._layout.write_root(record.generation, frame.pack())
@@ -313,7 +400,7 @@ class Commits:
             self._store.commit_anchored(newest.number)
             with self._lag:
                 self._anchoring = False
-                while self._pending and self._pending[0].number <= newest.number:
+                while self._pending and self._pending[0].anchor.generation <= newest.anchor.generation:
                     self._pending.popleft()
                 self._lag.notify_all()
 

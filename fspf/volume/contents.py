@@ -56,7 +56,10 @@ class Content:
 class Contents:
     """All open contents of a volume, by inode. Callers hold the volume's lock."""
 
-    def __init__(self, store: Store, namespace: Namespace, fail: Callable[[str | FspfError], None]) -> None:
+    def __init__(
+        self, store: Store, namespace: Namespace, fail: Callable[[str | FspfError], None], *, overlay: bool = False
+    ) -> None:
+        self._overlay = overlay  # what is written stays in memory: a log is replayed over what is read only
         self._store = store
         self._namespace = namespace
         self._fail = fail
@@ -70,7 +73,8 @@ class Contents:
         """Return the content of *row* with one handle more."""
         content = self._open.get(row.ino)
         if content is None:
-            content = Content(row.ino, Tree(self._store, row.root, protection=row.protection, allocated=row.chunks))
+            tree = Tree(self._store, row.root, protection=row.protection, allocated=row.chunks, overlay=self._overlay)
+            content = Content(row.ino, tree)
             self._open[row.ino] = content
         content.handles += 1
         return content

@@ -16,6 +16,7 @@ from fspf.core.errors import DamagedFileError, FspfError, ReadOnlyError
 from fspf.core.types import HOLE, ROOT_INO, Ino, Protection
 from fspf.volume.contents import MAX_FILE_SIZE, Content, Contents, OpenFile
 from fspf.volume.entries import now_ns
+from fspf.volume.intent import Intent
 from fspf.volume.mirror import VolumeLock
 from fspf.volume.namespace import Namespace, Row
 from fspf_native import ChunkError, Tree
@@ -107,6 +108,7 @@ class InodeVolume:
     def __init__(self) -> None:
         self.lock = VolumeLock()
         self.mirror: Mirror | None = None  # a mount's data plane, see `attach_mirror`
+        self.intent = Intent()
         self.failed: str | None = None
         self.failure: FspfError | None = None  # the error behind `failed`
         self.opened_by = os.getpid()
@@ -178,11 +180,15 @@ class InodeVolume:
 
     def _drain(self) -> None:
         """Store what the data plane has answered. It runs whenever the lock is entered from outside."""
-        mirror = self.mirror
-        if mirror is None or not mirror.pending or self.failed is not None or self.ended:
+        mirror, intent = self.mirror, self.intent
+        if mirror is None or self.failed is not None or self.ended or not (intent.backlog or mirror.pending):
             return
         try:
-            self.namespace.apply(mirror.drain())
+            backlog, intent.backlog = intent.backlog, []
+            if mirror.pending:
+                backlog.append(intent.note(mirror.drain()))
+            for batch in backlog:
+                self.namespace.apply(batch)
         except (OSError, FspfError) as exc:
             self.fail(f"what the mount had answered could not be stored: {exc}")
             raise

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from fspf.core.errors import IntegrityError, LeaseHeldError, NotAVolumeError, TornError, VolumeExistsError
 from fspf.core.format import HEADER_LEN, HEADER_MAGIC, KEYRING_RECORD_LEN, ROOT_LEN, ROOT_NAMES, Header, Keyring
+from fspf.core.log import LOG_LEN
 from fspf.core.types import MAX_EPOCH
 from fspf.volume.holder import this_process
 
@@ -27,9 +28,22 @@ KEYRING: Final = "keyring"
 KEYRING_BACKUP: Final = "keyring.bak"
 SEGMENTS: Final = "segments"
 LOCK: Final = "lock"
+LOG: Final = "log"
 _NEW: Final = ".new"
 _OWN_NAMES: Final = frozenset(
-    {HEADER, HEADER + _NEW, KEYRING, KEYRING + _NEW, KEYRING_BACKUP, KEYRING_BACKUP + _NEW, SEGMENTS, LOCK, *ROOT_NAMES}
+    {
+        HEADER,
+        HEADER + _NEW,
+        KEYRING,
+        KEYRING + _NEW,
+        KEYRING_BACKUP,
+        KEYRING_BACKUP + _NEW,
+        SEGMENTS,
+        LOCK,
+        LOG,
+        LOG + _NEW,
+        *ROOT_NAMES,
+    }
 )
 # What open(2) says where a symbolic link, a socket or a device without a driver lies in a file's place.
 _NO_FILE: Final = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
@@ -104,12 +118,16 @@ class Layout:
         self.segments = self.path / SEGMENTS
         self._lock_fd: int | None = None
         self._root_fds: dict[str, int] = {}
+        self._log_fd: int | None = None
 
     def close(self) -> None:
         """Close files and end the lock on this machine. Idempotent."""
         for fd in self._root_fds.values():
             os.close(fd)
         self._root_fds.clear()
+        if self._log_fd is not None:
+            os.close(self._log_fd)
+            self._log_fd = None
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -250,6 +268,13 @@ class Layout:
                 found[name] = TornError("file is missing")
         return found
 
+    def read_log(self) -> bytes:
+        """Return the bytes of the intent log; none if it is missing."""
+        try:
+            return self._read(LOG, LOG_LEN)[:LOG_LEN]
+        except FileNotFoundError:
+            return b""
+
     def _read(self, name: str, limit: int) -> bytes:
         with BufferedReader(open_regular(self.path / name)) as file:
             return file.read(limit + 1)  # one byte more, so that a file that is too long is noticed
@@ -303,6 +328,51 @@ class Layout:
         if os.fstat(fd).st_size != ROOT_LEN:
             os.ftruncate(fd, ROOT_LEN)
         os.fdatasync(fd)
+
+    def prepare_log(self) -> None:
+        """Make the intent log if it is not there, with all its blocks: later syncs then have no metadata to write.
+
+        Raises:
+            OSError: It cannot be made; nothing is there then.
+        """
+        path = self.path / LOG
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode) and status.st_size == LOG_LEN and status.st_blocks * 512 >= LOG_LEN:
+                self._log_fd = fd
+                return
+            os.close(fd)
+        except OSError as exc:
+            if exc.errno != errno.ENOENT and exc.errno not in _NO_FILE:
+                raise
+        try:
+            self._replace(LOG, bytes(LOG_LEN))
+        except OSError:
+            with suppress(OSError):
+                (self.path / (LOG + _NEW)).unlink(missing_ok=True)
+            raise
+        self._log_fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+    @property
+    def log_is_ready(self) -> bool:
+        return self._log_fd is not None
+
+    def write_log(self, offset: int, frame: bytes) -> None:
+        """Write a record of the intent log and make it durable."""
+        if self._lock_fd is None or self._log_fd is None:
+            message = "the log is written only under the volume's lock, after `prepare_log`"
+            raise RuntimeError(message)
+        _write_all(self._log_fd, frame, offset)
+        os.fdatasync(self._log_fd)
+
+    def sync_log(self) -> None:
+        """Make durable what a writer may have left in the host's memory."""
+        fd = os.open(self.path / LOG, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def _replace(self, name: str, data: bytes) -> None:
         new = self.path / (name + _NEW)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from fspf_native import Drained
+    from fspf_native import Captured, Drained
 
 
 class Mirror(Protocol):
@@ -27,6 +27,12 @@ class Mirror(Protocol):
 
     def flush_all(self) -> int:
         """Seal all contents; the errno of the first failure, or 0."""
+
+    def flush_these(self, inos: list[int], /) -> int:
+        """Seal these contents; the errno of the first failure, or 0."""
+
+    def take_log(self, inos: list[int], /) -> tuple[Drained, list[tuple[int, Captured]], bool]:
+        """Take what a record of the intent log is to hold: rows, changes of these contents; all of it or not."""
 
     def in_use(self, ino: int, /) -> bool:
         """Tell whether the kernel knows the inode."""
@@ -48,12 +54,22 @@ class Mirror(Protocol):
 
 
 class VolumeLock:
-    """The volume's re-entrant lock. Whoever enters it from outside sees all that the data plane has answered."""
+    """The volume's re-entrant lock. Whoever enters it from outside sees all that the data plane has answered.
+
+    Attributes:
+        quietly: The same lock for one who does not look at the namespace; nothing is applied.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._depth = 0
         self.on_enter: Callable[[], None] | None = None
+        self.quietly = _Quietly(self)
+
+    def enter_quietly(self) -> None:
+        """Take the lock without looking for what is to be applied."""
+        self._lock.acquire()
+        self._depth += 1
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -71,3 +87,18 @@ class VolumeLock:
     ) -> None:
         self._depth -= 1
         self._lock.release()
+
+
+class _Quietly:
+    """Context manager of `VolumeLock.quietly`."""
+
+    def __init__(self, lock: VolumeLock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.enter_quietly()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.__exit__(kind, value, trace)

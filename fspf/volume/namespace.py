@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
+    from fspf.core.log import Batch
     from fspf.volume.mirror import Mirror
-    from fspf_native import Drained, Tree
+    from fspf_native import Tree
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class Namespace:
         self._tree = tree
         self._translation = _Translation(self)
         self.dirty = False
+        self.unlogged = False  # there are changes since the last commit that came by no batch
         self.operations = 0
         self.broken: str | None = None
         self.on_broken: Callable[[str], None] = log.error
@@ -232,6 +234,7 @@ class Namespace:
         if not self.dirty:
             self._execute("BEGIN IMMEDIATE")
             self.dirty = True
+        self.unlogged = True
         self.operations += 1
 
     @contextmanager
@@ -309,14 +312,19 @@ class Namespace:
             return
         with self.translated():
             self._write_touched()
+            self.write_counters()
+            self._execute("COMMIT")
+        self.dirty = self.unlogged = False
+        self.operations = 0
+
+    def write_counters(self) -> None:
+        """Store the counters for whoever reads the database itself. In a transaction."""
+        with self.translated():
             for name in _COUNTERS:
                 value = getattr(self, name)
                 if self._stored.get(name) != value:
                     self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
                     self._stored[name] = value
-            self._execute("COMMIT")
-        self.dirty = False
-        self.operations = 0
 
     # -- the data plane of a mount
 
@@ -333,13 +341,13 @@ class Namespace:
         with self.translated():
             return self._execute("SELECT 1 FROM xattr LIMIT 1").fetchone() is not None
 
-    def apply(self, drained: Drained) -> None:
+    def apply(self, batch: Batch) -> None:
         """Store what the data plane has answered: whole rows, in the state of one instant.
 
         Raises:
             FspfError, OSError: Half of it may be stored; nothing can be committed any more.
         """
-        inodes, names, removed, deleted, files, size, self.next_ino, self.next_cookie = drained
+        inodes, names, removed, deleted, files, size, self.next_ino, self.next_cookie, _ = batch
         changes = len(inodes) + len(names) + len(removed) + len(deleted)
         self.files += files
         self.bytes += size
@@ -347,6 +355,7 @@ class Namespace:
             return
         many = self.connection.executemany
         rows, touched = self._rows, self._touched
+        unlogged = self.unlogged
         try:
             with self.translated():
                 self._begin()
@@ -360,17 +369,16 @@ class Namespace:
                         rows.pop(Ino(ino), None)
                         touched.pop(Ino(ino), None)
                 if inodes:
-                    inodes.sort()
-                    many(_UPSERT_INODE, inodes)
+                    many(_UPSERT_INODE, sorted(inodes))
                     for row in inodes:
                         rows.pop(Ino(row[0]), None)
                         touched.pop(Ino(row[0]), None)
                 if names:
-                    names.sort()
-                    many(_UPSERT_ENTRY, names)
+                    many(_UPSERT_ENTRY, sorted(names))
         except BaseException as exc:
             self._break(f"what the mount had answered could not be stored: {exc}")
             raise
+        self.unlogged = unlogged
         self.operations += changes
 
     # -- inodes
@@ -429,6 +437,7 @@ class Namespace:
     def touch(self, ino: Ino, now_ns: int) -> None:
         """Set mtime and ctime of a directory at the next commit: one row write however many entries change."""
         self._touched[ino] = now_ns
+        self.unlogged = True
         if self.mirror is not None:
             self.mirror.changed(ino, {"mtime_ns": now_ns, "ctime_ns": now_ns})
         if len(self._touched) > 4096:  # bounded memory

@@ -25,6 +25,8 @@ from fspf.core.errors import (
 )
 from fspf.core.format import ROOT_NAMES, RootFrame, RootRecord
 from fspf.core.freshness import choose_root
+from fspf.core.keys import log_key
+from fspf.core.log import LogRecord, follow
 from fspf.volume.holder import this_process
 from fspf.volume.layout import sync_directory
 
@@ -53,6 +55,13 @@ class Opening:
     state: RootRecord
     problems: tuple[str, ...]  # damage that did not hinder opening: a torn root, a keyring copy
     stale: FreshnessError | None = None  # only with accept_stale: what would have refused it
+    log: tuple[LogRecord, ...] = ()  # records of the intent log that continue *state*
+
+    @property
+    def head(self) -> Anchor:
+        """Generation and root tag of the state with its log: what the CAS has or gets."""
+        last = self.log[-1] if self.log else self.state
+        return Anchor(last.generation, last.tag)
 
 
 def find_state(layout: Layout, cas: Cas, *, accept_stale: bool = False) -> Opening:
@@ -120,11 +129,11 @@ def acquire_state(
     while True:
         tries += 1
         opening = find_state(layout, cas)
-        record, state = opening.record, opening.state
+        record = opening.record
         if check is not None:
             check(opening)
         _settle(layout, opening)
-        adopt, holder = Anchor(state.generation, state.tag), this_process(label)
+        adopt, holder = opening.head, this_process(label)
         try:
             lease = cas.acquire(
                 record.volume_id, expected=record.anchor, expected_epoch=record.epoch, adopt=adopt, holder=holder
@@ -150,7 +159,9 @@ def _settle(layout: Layout, opening: Opening) -> None:
     to fill, the names of a volume just made.
     """
     state = opening.state
-    if state.tag != opening.record.anchor.root_tag:  # all that it reaches was synced before it was written
+    if opening.head.root_tag != opening.record.anchor.root_tag:  # all that it reaches was synced before it was written
+        if opening.log:
+            layout.sync_log()
         fd = os.open(layout.path / ROOT_NAMES[state.generation % 2], os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             os.fsync(fd)
@@ -223,14 +234,17 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
             raise FreshnessError(message, expected_generation=record.anchor.generation, found_generation=0)
         raise IntegrityError(message)
     stale: FreshnessError | None = None
+    chains = _Chains(layout, header, header_bytes, record, claimed)
     try:
-        state = choose_root(claimed, record.anchor, record.epoch, record.freshness)
+        state, log_records = chains.choose()
     except FreshnessError as exc:
         # The anchored record damaged beside an intact older one is damage: a rollback leaves authentic files.
         anchored = ROOT_NAMES[record.anchor.generation % 2]
         if not accept_stale:
             if newer is not None:
                 raise newer from None
+            if anchored not in damaged and any(root.log_follows for root in claimed):
+                anchored = next(iter(damaged), anchored)  # the one that the anchored record of the log continues
             if anchored in damaged:
                 message = (
                     f"generation {exc.expected_generation} is anchored, its root record cannot be read ({anchored}: "
@@ -240,9 +254,15 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
             if other_versions and max(other_versions) > record.key_version:
                 message = f"{exc}; {'; '.join(other_versions.values())}"
                 raise IntegrityError(message) from None
+            if chains.problem:
+                message = (
+                    f"generation {exc.expected_generation} is anchored, the newest found is {exc.found_generation}: "
+                    f"{chains.problem}: restore the file log from the newest copy"
+                )
+                raise IntegrityError(message) from None
             raise
         stale = exc
-        state = max(claimed, key=lambda each: each.generation)
+        state, log_records = chains.newest()
     needed = [epoch for epoch in epoch_keys if epoch <= state.epoch]
     if len(needed) != state.keyring_epochs or state.epoch not in epoch_keys:
         message = (
@@ -252,7 +272,76 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
         if not accept_stale:
             raise IntegrityError(message)
         problems.append(message)
-    return Opening(header, header_bytes, record, keyring, epoch_keys, state, tuple(problems), stale)
+    return Opening(header, header_bytes, record, keyring, epoch_keys, state, tuple(problems), stale, log_records)
+
+
+class _Chains:
+    """Root records with the records of the intent log that continue them.
+
+    Attributes:
+        problem: Why a chain ends where something like a record follows.
+    """
+
+    def __init__(
+        self, layout: Layout, header: Header, header_bytes: bytes, record: CasRecord, claimed: list[RootRecord]
+    ) -> None:
+        self._layout = layout
+        self._header = header
+        self._header_bytes = header_bytes
+        self._record = record
+        self._roots = sorted(claimed, key=lambda root: root.generation, reverse=True)
+        self._found: dict[bytes, tuple[LogRecord, ...]] = {}  # by tag of the root record
+        self.problem = ""
+
+    def _follow(self, root: RootRecord) -> tuple[LogRecord, ...]:
+        if root.tag not in self._found:
+            records: tuple[LogRecord, ...] = ()
+            if root.log_follows:
+                records, problem = follow(
+                    self._layout.read_log(),
+                    log_key(self._record.key, self._header.volume_id, root.epoch),
+                    key_version=root.key_version,
+                    header_bytes=self._header_bytes,
+                    volume_id=self._header.volume_id,
+                    epoch=root.epoch,
+                    generation=root.generation,
+                    tag=root.tag,
+                )
+                self.problem = self.problem or problem
+            self._found[root.tag] = records
+        return self._found[root.tag]
+
+    def _with_log(self, roots: list[RootRecord]) -> dict[bytes, tuple[RootRecord, tuple[LogRecord, ...]]]:
+        """Return every state that is there, by its tag."""
+        states = {root.tag: (root, ()) for root in self._roots} | {
+            records[end - 1].tag: (root, records[:end])
+            for root in roots
+            for records in [self._follow(root)]
+            for end in range(1, len(records) + 1)
+        }
+        return dict(states)
+
+    def choose(self) -> tuple[RootRecord, tuple[LogRecord, ...]]:
+        """Choose the state to open; the log of the older root is looked at only if nothing else will do.
+
+        Raises:
+            FreshnessError: As `choose_root`.
+        """
+        for roots in (self._roots[:1], self._roots):
+            states = self._with_log(roots)
+            heads = [records[-1] if records else root for root, records in states.values()]
+            try:
+                chosen = choose_root(heads, self._record.anchor, self._record.epoch, self._record.freshness)
+            except FreshnessError:
+                if roots is not self._roots and len(self._roots) > 1:
+                    continue
+                raise
+            return states[chosen.tag]
+        raise AssertionError
+
+    def newest(self) -> tuple[RootRecord, tuple[LogRecord, ...]]:
+        """Return the newest state, fresh or not."""
+        return self._roots[0], self._follow(self._roots[0])
 
 
 def _open_keyring(header: Header, record: CasRecord, keyring: Keyring) -> tuple[dict[int, SecretKey], list[str]]:

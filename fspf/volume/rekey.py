@@ -14,7 +14,8 @@ from fspf.core.anchor import Anchor
 from fspf.core.errors import CasUnreachableError, FspfError
 from fspf.core.format import NONCE_LEN, KeyringRecord
 from fspf.volume.layout import Layout
-from fspf.volume.opening import acquire_state, lock_for_writing
+from fspf.volume.opening import acquire_state, find_state, lock_for_writing
+from fspf.volume.volume import Volume
 from fspf_native import SecretKey
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def rekey(path: str | bytes | os.PathLike[str], cas: Cas, *, label: str = "rekey
         FspfError: As for opening for writing.
     """
     layout = Layout(path)
+    _settle_log(path, cas, label)
     try:
         lock_for_writing(layout, cas)
         opening, lease = acquire_state(layout, cas, label)
@@ -40,6 +42,17 @@ def rekey(path: str | bytes | os.PathLike[str], cas: Cas, *, label: str = "rekey
             cas.release(opening.record.volume_id, lease)
     finally:
         layout.close()
+
+
+def _settle_log(path: str | bytes | os.PathLike[str], cas: Cas, label: str) -> None:
+    """Commit what a crash left in the intent log: it is sealed under the old key."""
+    layout = Layout(path)
+    try:
+        pending = find_state(layout, cas).log
+    finally:
+        layout.close()
+    if pending:
+        Volume.open(path, cas, label=label).close()
 
 
 def _rekey(layout: Layout, cas: Cas, lease: Lease, opening: Opening) -> int:

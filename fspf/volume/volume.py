@@ -12,17 +12,20 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from fspf.core.errors import FspfError, IntegrityError
 from fspf.core.format import DEFAULT_CHUNK_SIZE, DEFAULT_SEGMENT_SLOTS, Header, Keyring, KeyringRecord
 from fspf.core.freshness import Freshness
+from fspf.core.log import Piece
 from fspf.core.types import VOLUME_ID_LEN, ContentRoot, Ino
 from fspf.volume.commit import CAS_TIMEOUT_S, Commits, Prepared
 from fspf.volume.contents import Contents
 from fspf.volume.files import Files
 from fspf.volume.holder import this_process
 from fspf.volume.inodes import NAME_MAX, StatFs, error
+from fspf.volume.intent import Intended, replay
 from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
 from fspf.volume.opening import Opening, acquire_state, find_state, lock_for_writing
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from fspf.core.anchor import Cas, CasRecord, Lease
     from fspf.core.format import RootRecord
+    from fspf.volume.mirror import Mirror
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,7 @@ class Volume(Files):
         self.problems: tuple[str, ...] = ()
         self.stale: FspfError | None = None
         self.epoch = 0
+        self.base_generation = 0  # of the root record that was opened; its log may go on
         self._layout = layout
         self._header_bytes = header_bytes
         self._cas = cas
@@ -258,41 +263,78 @@ class Volume(Files):
         return volume
 
     def _open_state(self, opening: Opening, lease: Lease | None, cas_timeout_s: float) -> None:
-        state = opening.state
-        self.root_record = state
+        state, head = opening.state, opening.head
+        batches = [batch for record in opening.log for batch in record.batches]
+        end_of_slots = opening.log[-1].end_of_slots if opening.log else state.end_of_slots
+        self.root_record = replace(
+            state,
+            generation=head.generation,
+            tag=head.root_tag,
+            end_of_slots=end_of_slots,
+            files=state.files + sum(batch.files for batch in batches),
+            total_bytes=state.total_bytes + sum(batch.size for batch in batches),
+        )
+        self.base_generation = state.generation
         self.problems = opening.problems
         self.stale = opening.stale
         self.epoch = state.epoch
         for problem in opening.problems:
             log.warning("%s: %s", self.path, problem)
         if lease is not None:
-            self._start_writing(lease, opening.keyring, opening.epoch_keys, state, cas_timeout_s)
+            self._start_writing(lease, opening.keyring, opening.epoch_keys, opening, cas_timeout_s)
         for epoch, key in opening.epoch_keys.items():
             self.store.add_epoch(epoch, key)
-        if lease is not None:
+        if lease is not None and not opening.log:
             self._open_space(state)
-        self._namespace_tree = Tree(self.store, state.namespace, metadata=True)
+        elif lease is not None:
+            self.store.start_unknown(end_of_slots)
+        overlay = self.read_only and bool(opening.log)  # the log is replayed in memory
+        self._namespace_tree = Tree(self.store, state.namespace, metadata=True, overlay=overlay)
         try:
             self.namespace = Namespace.open(
                 self._namespace_tree,
                 chunk_size=self.header.chunk_size,
-                read_only=self.read_only,
+                read_only=self.read_only and not overlay,
                 cache_bytes=self._cache_bytes // 4,
             )
         except ChunkError as exc:
             message = f"namespace: bytes {exc.offset} to {exc.offset + exc.length - 1} are {exc.kind}: run fspf verify"
             raise IntegrityError(message) from exc
-        self.contents = Contents(self.store, self.namespace, self.fail)
+        self.contents = Contents(self.store, self.namespace, self.fail, overlay=overlay)
         self.namespace.on_broken = self.fail
+        if opening.log:
+            self._replay(opening)
         if not self.read_only and (purged := self.purge_unlinked()):
             log.info("%d files that were unlinked but open at the last crash are gone", purged)
+
+    def _replay(self, opening: Opening) -> None:
+        """Do again what the intent log says; a writer commits it, and only then learns which slots are free."""
+        with self.lock:
+            try:
+                ahead = replay(opening.log, self.namespace, self.contents)
+            except ChunkError as exc:
+                message = f"the intent log cannot be replayed, a content that it changes is {exc.kind}: run fspf verify"
+                raise IntegrityError(message) from exc
+        log.info("%d records of the intent log replayed", len(opening.log))
+        if self.read_only:
+            if self.namespace.dirty:
+                self.namespace.write_counters()
+            return  # the handles stay: what is in memory is the content
+        for content in ahead:
+            self.contents.note_change(content, times=False)
+        self.commit()
+        with self.lock:
+            for content in ahead:
+                self.contents.close(content)
+            root = ContentRoot(*self._namespace_tree.flush())  # nothing changed since: where it is
+        self._rebuild = Rebuild(self.store, root, chunk_size=self.header.chunk_size)
 
     def _start_writing(
         self,
         lease: Lease,
         keyring: Keyring,
         epoch_keys: dict[int, SecretKey],
-        state: RootRecord | None,
+        opening: Opening | None,
         cas_timeout_s: float,
     ) -> None:
         """Make this session's epoch durable before anything is sealed under it."""
@@ -304,10 +346,12 @@ class Volume(Files):
             cas=self._cas,
             record=self.record,
             lease=lease,
-            state=state,
+            base=opening.state if opening is not None else None,
+            head=opening.head if opening is not None else None,
             keyring_epochs=epochs,
             store=self.store,
             prepare=self._prepare,
+            intend=self._intend,
             fail=self.fail,
             cas_timeout_s=cas_timeout_s,
         )
@@ -388,17 +432,58 @@ class Volume(Files):
         """Commit the data of *ino* and all metadata; other files' data may stay in memory."""
         self.check_writable()
         assert self._commits is not None
-        with self.lock:
-            content = self.contents.get(ino) if ino is not None else None
-            if content is not None:
-                self.flush_content(content)
-        self._commits.commit(everything=False)
+        if self.mirror is None:
+            with self.lock:
+                content = self.contents.get(ino) if ino is not None else None
+                if content is not None:
+                    self.flush_content(content)
+        self._commits.commit(everything=False, ino=ino)
 
-    def _prepare(self, everything: bool, closing: bool) -> Prepared | None:  # noqa: FBT001  # called by Commits only
+    def _intend(self, inos: set[int]) -> Intended | None:
+        """Take what a record of the intent log is to hold for an fsync of *inos*; None: a commit is due instead.
+
+        COMMIT.md 9. The namespace is left alone: its database gets the same rows when somebody asks it.
+        """
+        mirror, intent = self.mirror, self.intent
+        if mirror is None or self.low_on_space or self._force_commit:
+            return None
+        with self.lock.quietly:
+            self.check_writable()
+            if self.namespace.unlogged or self.namespace.broken or intent.overflowed:
+                return None
+            drained, captured, complete = mirror.take_log(list(inos))
+            intent.backlog.append(intent.note(drained))
+            intent.logged.update(ino for ino, _ in captured)
+            if not complete or intent.overflowed:
+                return None
+            batches = tuple(intent.unrecorded)
+            intent.recorded()
+            return Intended(batches, tuple(Piece(ino, *what) for ino, what in captured))
+
+    def _flush_mirrored(self, mirror: Mirror, inos: set[int], *, everything: bool) -> None:
+        """Seal what the next root must have: without the lock, requests go on.
+
+        Raises:
+            OSError: What only the intent log has could not be sealed: the root that it continues has to stay.
+        """
+        if everything:
+            self._mirror_errno = mirror.flush_all()
+        with self.lock.quietly:
+            due = self.intent.logged | inos
+        number = mirror.flush_these(sorted(due)) if due else 0
+        if number:
+            raise error(number)
+
+    def _prepare(
+        self,
+        everything: bool,  # noqa: FBT001  # called by Commits only
+        closing: bool,  # noqa: FBT001
+        inos: set[int],
+    ) -> Prepared | None:
         """Flush what a commit takes along. COMMIT.md, steps 1 and 2."""
         mirror = self.mirror
-        if mirror is not None and (everything or closing):
-            self._mirror_errno = mirror.flush_all()  # without the lock: requests go on
+        if mirror is not None:
+            self._flush_mirrored(mirror, inos, everything=everything or closing)
         with self.lock:
             self.check_writable()
             if everything or closing:
@@ -425,6 +510,7 @@ class Volume(Files):
             if mirror is not None:
                 mirror.set_no_space(self.no_space)
             self._map_is_saved = space_map is not None
+            self.intent.committed()
             return Prepared(
                 namespace=namespace_root,
                 space_map=space_map,

@@ -56,8 +56,8 @@ def root_before_sync() -> Iterator[None]:
 
     write_root = Commits._write_root
 
-    def write_then_sync(self: Commits, prepared: Prepared) -> Anchor:
-        anchor = write_root(self, prepared)
+    def write_then_sync(self: Commits, prepared: Prepared, *, log_follows: bool) -> Anchor:
+        anchor = write_root(self, prepared, log_follows=log_follows)
         late[0]()
         return anchor
 
@@ -86,11 +86,11 @@ def _volume_store(make: Callable[[Any], Any]) -> Iterator[None]:
 
     prepare = Volume._prepare
 
-    def with_other(self: Volume, everything: bool, closing: bool) -> Prepared | None:
+    def with_other(self: Volume, everything: bool, closing: bool, inos: set[int]) -> Prepared | None:
         store = self.store
         self.store = make(store)
         try:
-            return prepare(self, everything, closing)
+            return prepare(self, everything, closing, inos)
         finally:
             self.store = store
 
