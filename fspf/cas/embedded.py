@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ from fspf.cas import rules
 from fspf.cas.file import BUSY_TIMEOUT_S, CasFile
 from fspf.cas.liveness import holder_is_gone
 from fspf.cas.sealing import Fixed, Sealer, checked_volume_id, to_record
-from fspf.core.errors import CasUnreachableError, UnknownVolumeError, VolumeExistsError
+from fspf.core.errors import CasUnreachableError, FspfError, UnknownVolumeError, VolumeExistsError
 from fspf.core.keys import SecretKey
 
 if TYPE_CHECKING:
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
     from fspf.cas.rules import State
     from fspf.core.anchor import Anchor, CasRecord, Holder, Lease
     from fspf.core.freshness import Freshness
+
+
+@dataclass(slots=True)
+class _Known:
+    """A row as it was left by this process; whether it still is so, only a statement on it can tell."""
+
+    sealer: Sealer
+    row_id: bytes
+    version: int
+    sealed_state: bytes
+    sealed_fixed: bytes
+    state: State
 
 
 class EmbeddedCas:
@@ -71,6 +84,7 @@ class EmbeddedCas:
         self.url: Final = "sqlite://" + quote(self.path)
         self._clock = clock
         self._is_gone = is_gone
+        self._advanced: dict[bytes, _Known] = {}  # rows as the last advance here left them
 
     def __repr__(self) -> str:
         """Name the file."""
@@ -139,7 +153,40 @@ class EmbeddedCas:
 
     def advance(self, volume_id: bytes, lease: Lease, expected: Anchor, new: Anchor) -> None:
         """Move the anchor from *expected* to *new*; also renews the lease."""
-        self._change(volume_id, lambda state: rules.advance(state, lease, expected, new, now_ns=self._clock()))
+
+        def rule(state: State) -> State:
+            return rules.advance(state, lease, expected, new, now_ns=self._clock())
+
+        with self._file.lock:
+            known = self._advanced.pop(volume_id, None)
+            if known is not None and self._advance_known(volume_id, known, rule):
+                self._advanced[volume_id] = known
+            else:
+                self._change(volume_id, rule, keep=True)
+
+    def _advance_known(self, volume_id: bytes, known: _Known, rule: Callable[[State], State]) -> bool:
+        """Change the row in one statement, if it still is what it was; False: nothing was done.
+
+        An fsync waits for this. The statement compares the whole row, so it decides as a transaction that reads it would.
+        """
+        try:
+            changed = rule(known.state)
+        except FspfError:
+            return False  # perhaps not by the row as it is now
+        with self._file.statement() as connection:
+            if self._file.sealer is not known.sealer:
+                return False  # the file was opened anew: its key may be another
+            sealed = known.sealer.seal_state(volume_id, changed, known.sealed_fixed, known.version + 1)
+            connection.execute(
+                "UPDATE volume SET version = ?, state = ? WHERE id = ? AND version = ? AND state = ? AND fixed = ?",
+                (known.version + 1, sealed, known.row_id, known.version, known.sealed_state, known.sealed_fixed),
+            )
+            if connection.changes() != 1:
+                return False
+        known.version += 1
+        known.sealed_state = sealed
+        known.state = changed
+        return True
 
     def release(self, volume_id: bytes, lease: Lease) -> None:
         """End *lease*. Idempotent; the lease of another is left alone."""
@@ -211,8 +258,19 @@ class EmbeddedCas:
 
     # -- rows
 
-    def _change(self, volume_id: bytes, rule: Callable[[State], State], new_key: SecretKey | None = None) -> State:
-        """Replace the state of one volume by what *rule* makes of it, in one transaction."""
+    def _change(
+        self,
+        volume_id: bytes,
+        rule: Callable[[State], State],
+        new_key: SecretKey | None = None,
+        *,
+        keep: bool = False,
+    ) -> State:
+        """Replace the state of one volume by what *rule* makes of it, in one transaction.
+
+        Args:
+            keep: Remember the row for the next advance.
+        """
         with self._file.transaction() as connection:
             sealer = self._file.sealer
             row = self._row(connection, volume_id)
@@ -224,6 +282,12 @@ class EmbeddedCas:
                 if new_key is not None:
                     fixed = Fixed(sealer.open_fixed(volume_id, sealed_fixed, state.key_version).name, new_key)
                 self._update(connection, sealer, volume_id, row, changed, fixed)
+            kept = self._select(connection, volume_id) if keep else None
+        if kept is not None:  # and committed
+            version, sealed_state, sealed_fixed = kept
+            self._advanced[volume_id] = _Known(
+                sealer, sealer.row_id(volume_id), version, sealed_state, sealed_fixed, changed
+            )
         return changed
 
     def _select(self, connection: apsw.Connection, volume_id: bytes) -> tuple[Any, ...] | None:

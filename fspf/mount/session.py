@@ -22,7 +22,7 @@ from fspf.mount.operations import Operations
 from fspf.mount.place import refuse_nesting
 from fspf.mount.plane import Plane, control_pair
 from fspf.mount.protocol import describe
-from fspf.mount.system import notify_systemd, set_read_ahead, sync_filesystem, unmount, users_of
+from fspf.mount.system import notify_systemd, raise_dirty_limit, set_read_ahead, sync_filesystem, unmount, users_of
 from fspf.mount.upkeep import Upkeep
 from fspf.mount.uring import uring_offered
 from fspf.volume.layout import Layout
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 _SQLITE_URL: Final = "sqlite://"
 _GRACE_S: Final = 5.0  # for users of a mount that a signal ends
 _READ_AHEAD_KIB: Final = 4096
+_DIRTY_PERCENT: Final = 40  # of the dirty pages that the kernel allows in all
 _MAX_TASKS: Final = 256  # requests under way, almost all of them waiting for commits
 
 
@@ -224,7 +225,9 @@ class _Session:
         """Wait until the mount answers, then say so."""
         place = self._plan.mountpoint
         info = await trio.to_thread.run_sync(os.stat, place, abandon_on_cancel=True)
-        set_read_ahead(f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}", _READ_AHEAD_KIB)
+        device = f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}"
+        set_read_ahead(device, _READ_AHEAD_KIB)
+        raise_dirty_limit(device, _DIRTY_PERCENT)
         self._until_live.close()
         self._on_live()
         self._live = True

@@ -155,6 +155,20 @@ def set_read_ahead(device: str, kib: int) -> bool:
     return True
 
 
+def raise_dirty_limit(device: str, percent: int) -> bool:
+    """Let a mounted file system have more dirty pages than the hundredth of all that FUSE begins with, where we may.
+
+    The kernel holds FUSE to that, and slows its writers down long before, so that a daemon that hangs harms nobody else.
+    """
+    try:
+        for name, value in (("strict_limit", 0), ("max_ratio", percent)):
+            with open(f"/sys/class/bdi/{device}/{name}", "w", encoding="ascii") as file:
+                file.write(str(value))
+    except OSError:
+        return False
+    return True
+
+
 def make_immutable(path: str) -> None:
     """Set the immutable attribute of a directory, as ``chattr +i`` does."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
