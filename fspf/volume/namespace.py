@@ -286,11 +286,9 @@ class Namespace:
 
     def take_ino(self) -> Ino:
         """Return a number that no inode has or had."""
-        if self.mirror is not None:
-            return Ino(self.mirror.take_ino())
-        ino = Ino(self.next_ino)
-        self.next_ino += 1
-        return ino
+        ino = self.next_ino if self.mirror is None else self.mirror.take_ino()
+        self.next_ino = ino + 1  # for the next commit: a drain, which tells it too, comes only if rows wait
+        return Ino(ino)
 
     def give_back_ino(self, ino: Ino) -> None:
         """Take back `take_ino`: its inode was not made. With a data plane the number is lost, which does no harm."""
@@ -298,10 +296,8 @@ class Namespace:
             self.next_ino = ino
 
     def _take_cookie(self) -> int:
-        if self.mirror is not None:
-            return self.mirror.take_cookie()
-        cookie = self.next_cookie
-        self.next_cookie += 1
+        cookie = self.next_cookie if self.mirror is None else self.mirror.take_cookie()
+        self.next_cookie = cookie + 1
         return cookie
 
     def commit(self) -> None:
