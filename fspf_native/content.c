@@ -27,56 +27,58 @@ int content_tree(relay *r, inode *node, tree **out)
     return result;
 }
 
+/* Note what a flush has sealed; lock held. */
+static void note_root(meta *m, inode *node, tree *t, const content_root *root, uint64_t allocated, uint32_t seen)
+{
+    bool again = node->changes != seen; /* by a write that came during the flush */
+    m->bytes_delta += (int64_t)root->size - (int64_t)node->root.size;
+    node->root = *root;
+    node->chunks = allocated;
+    node->told_size = root->size;
+    node->reflushed = true;
+    meta_dirty(m, node);
+    meta_unchanged(m, node);
+    if (again) {
+        meta_changed(m, node); /* behind the others */
+    } else if (node->pins == 1 && !tree_dirty(t)) { /* only we use it: it is soon made again */
+        meta_drop_tree(m, node);
+    }
+}
+
 int content_flush(relay *r, inode *node)
 {
     fspf_error err = {0};
     content_root root = {0};
     fspf_status status = ST_OK;
     meta *m = &r->meta;
+    int blocked = m->blocked; /* who may not write any more may not seal either: the slots may be another writer's */
     pthread_rwlock_rdlock(&m->gate);
     pthread_mutex_lock(&m->lock);
+    while (node->flushing) { /* whoever does it has passed the gate */
+        pthread_cond_wait(&m->flushed, &m->lock);
+    }
     tree *t = node->tree;
     bool due = node->changed && !node->gone && t != NULL;
-    meta_unchanged(m, node); /* before the flush: a write that comes during it is noted again */
+    uint32_t seen = node->changes;
+    node->flushing = due && blocked == 0;
     pthread_mutex_unlock(&m->lock);
-    if (due) {
+    if (due && blocked == 0) {
         status = tree_flush(t, &root, &err);
         uint64_t allocated = tree_allocated(t);
         pthread_mutex_lock(&m->lock);
-        if (status != ST_OK) {
-            meta_changed(m, node);
-        } else if (!node->gone) {
-            m->bytes_delta += (int64_t)root.size - (int64_t)node->root.size;
-            node->root = root;
-            node->chunks = allocated;
-            node->told_size = root.size;
-            node->reflushed = true;
-            node->flush_errno = 0;
-            meta_dirty(m, node);
-            if (node->pins == 1 && !node->changed && !tree_dirty(t)) { /* only we use it: it is soon made again */
-                meta_drop_tree(m, node);
-            }
+        node->flushing = false;
+        pthread_cond_broadcast(&m->flushed);
+        if (status == ST_OK && !node->gone) {
+            note_root(m, node, t, &root, allocated, seen);
         }
         pthread_mutex_unlock(&m->lock);
     }
     pthread_rwlock_unlock(&m->gate);
-    if (status == ST_OK) {
-        return 0;
+    if (due && blocked != 0) {
+        return -blocked;
     }
-    int error = r->up.failed(r->up.context, "flush", node->ino, status, &err); /* may drain: not inside the gate */
-    pthread_mutex_lock(&m->lock);
-    node->flush_errno = error;
-    pthread_mutex_unlock(&m->lock);
-    return -error;
-}
-
-int content_take_error(relay *r, inode *node)
-{
-    pthread_mutex_lock(&r->meta.lock);
-    int error = node->flush_errno;
-    node->flush_errno = 0;
-    pthread_mutex_unlock(&r->meta.lock);
-    return error;
+    /* The call may drain: not inside the gate. */
+    return status == ST_OK ? 0 : -r->up.failed(r->up.context, "flush", node->ino, status, &err);
 }
 
 int content_prepare_log(relay *r, inode *node)
@@ -169,11 +171,13 @@ int content_take_log(relay *r, const uint64_t *inos, size_t count, log_piece *pi
     return result;
 }
 
-static inode *pin_next_changed(relay *r, size_t at)
+/* The first content that changed, after `at` that could not be flushed; one that is being flushed only with `wait`. */
+static inode *pin_next_changed(relay *r, size_t at, bool wait)
 {
     pthread_mutex_lock(&r->meta.lock);
     inode *node = r->meta.changed_first;
-    while (at-- > 0 && node != NULL) {
+    while (node != NULL && (at > 0 || (node->flushing && !wait))) {
+        at -= at > 0;
         node = node->changed_next;
     }
     if (node != NULL) {
@@ -184,12 +188,12 @@ static inode *pin_next_changed(relay *r, size_t at)
 }
 
 /* One after the other from the front; those that cannot be flushed stay there and are stepped over. */
-static int flush_some(relay *r, size_t most, uint64_t bytes)
+static int flush_some(relay *r, size_t most, uint64_t bytes, bool wait)
 {
     int result = 0;
     size_t failed = 0;
     for (size_t done = 0; done < most && atomic_load(&r->st->dirty_bytes) >= bytes; done++) {
-        inode *node = pin_next_changed(r, failed);
+        inode *node = pin_next_changed(r, failed, wait);
         if (node == NULL) {
             break;
         }
@@ -210,12 +214,12 @@ int content_flush_all(relay *r)
     pthread_mutex_lock(&r->meta.lock);
     size_t count = r->meta.changed_count; /* what changes from now on is for the next */
     pthread_mutex_unlock(&r->meta.lock);
-    return flush_some(r, count + 8, 0);
+    return flush_some(r, count + 8, 0, true);
 }
 
 void content_relieve(relay *r, uint64_t bytes)
 {
-    (void)flush_some(r, 256, bytes);
+    (void)flush_some(r, 256, bytes, false);
 }
 
 void content_destroy(relay *r, inode *node)

@@ -30,6 +30,7 @@ int meta_init(meta *m, store *st, size_t limit)
     (void)pthread_rwlockattr_destroy(&attributes);
     (void)pthread_mutex_init(&m->lock, NULL);
     (void)pthread_cond_init(&m->much, NULL);
+    (void)pthread_cond_init(&m->flushed, NULL);
     return 0;
 }
 
@@ -76,6 +77,7 @@ void meta_destroy(meta *m)
     (void)pthread_mutex_destroy(&m->lock);
     (void)pthread_rwlock_destroy(&m->gate);
     (void)pthread_cond_destroy(&m->much);
+    (void)pthread_cond_destroy(&m->flushed);
     store_unref(m->st);
 }
 
@@ -209,6 +211,7 @@ static void clean_inode(meta *m, inode *node)
 
 void meta_changed(meta *m, inode *node)
 {
+    node->changes++;
     if (node->changed || node->gone) {
         return;
     }
@@ -501,7 +504,7 @@ void meta_shrink(meta *m)
         inode *oldest = m->newest->prev;
         if (oldest->pins > 0 || oldest->dirty || oldest->changed || oldest->ino == ROOT_INO ||
             (oldest->tree != NULL && tree_dirty(oldest->tree)) || (oldest->valid && oldest->nlink == 0) ||
-            oldest->flush_errno != 0 || oldest->dirty_names > 0) {
+            oldest->dirty_names > 0) {
             m->newest = oldest; /* to the front */
             continue;
         }

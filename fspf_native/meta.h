@@ -38,9 +38,10 @@ struct inode {
     bool no_capability; /* known not to have that one */
     bool gone;       /* deleted; freed with the last pin */
     bool changed;    /* the tree may be ahead of `root` */
+    bool flushing;   /* by one thread: roots are noted in the order in which they were made */
+    uint32_t changes; /* of the content, counted */
     bool complete;   /* of a directory: every name is here */
     bool reflushed;  /* `root` is another one than the last drain told */
-    int flush_errno; /* why the last flush of the content failed */
     content_root root; /* as the row will have it */
     uint64_t chunks;
     uint64_t told_size; /* of the content, as the intent log or `root` has it */
@@ -83,6 +84,7 @@ typedef struct meta {
      * slots handed over as free whose inode still names them. Taken before `lock`. */
     pthread_rwlock_t gate;
     pthread_cond_t much; /* much is dirty */
+    pthread_cond_t flushed; /* some content is not `flushing` any more */
     store *st;
     map64 inodes; /* ino -> inode */
     map64 counts; /* ino -> lookups: all << 32 | those among them that the control plane gave */

@@ -147,9 +147,6 @@ int op_fsync(request *req)
     }
     if (S_ISREG(node->mode)) {
         result = content_prepare_log(r, node);
-        if (result == 0) {
-            result = -content_take_error(r, node);
-        }
     }
     node_put(req, node);
     return result != 0 ? result : -r->up.fsync(r->up.context, req->in->nodeid, (in.fsync_flags & 1) != 0);

@@ -161,8 +161,6 @@ int content_tree(relay *r, inode *node, tree **out);
 int content_flush(relay *r, inode *node);
 /* Leave what changed to the intent log if it is little; otherwise flush. 0 or -errno. */
 int content_prepare_log(relay *r, inode *node);
-/* The errno of a flush that failed before, once; 0 if there is none. */
-int content_take_error(relay *r, inode *node);
 
 /* What the intent log is to have of one content: everything since it, or a flush, last had it. */
 typedef struct {
