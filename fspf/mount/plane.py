@@ -125,7 +125,7 @@ class Plane:
 
     def _run(self) -> None:
         """Store and seal in the background, so that neither piles up in memory until the next commit."""
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() and self._volume.failed is None:
             due = self.relay.wait_dirty(_APPLY_AT, _LOOK_EVERY_S)
             self.relay.relieve(_RELIEVE_BYTES)
             if due:

@@ -116,6 +116,7 @@ class InodeVolume:
         self.ended = False  # the last commit is done; nothing may follow it
         self.low_on_space = False  # as of the last commit
         self.no_space = False  # the last commit had no room for the namespace: nothing new until one has
+        self._mirror_errno = 0  # why the data plane could not seal some content when it was last told to
         self._held: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()  # inodes without a name that something still holds
 
@@ -173,7 +174,7 @@ class InodeVolume:
         """Take over what the data plane still has; it answers nothing any more."""
         with self.lock:
             if self.mirror is not None and not self.read_only:
-                self.mirror.flush_all()
+                self._mirror_errno = self.mirror.flush_all()
                 self._drain()
             self.mirror = self.namespace.mirror = None
             self.lock.on_enter = None

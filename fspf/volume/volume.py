@@ -96,7 +96,6 @@ class Volume(Files):
         self._wake = threading.Event()
         self._closed = False
         self._force_commit = False
-        self._mirror_errno = 0  # why the data plane could not seal some content at the last commit
         self._reserve = 0  # most slots that the reserve has had
         self._map_is_saved = False  # the newest root record names a space map
         self._owned: Cas | None = None
@@ -419,6 +418,15 @@ class Volume(Files):
             self._commits.commit(everything=True)
         if failures := self._failures():
             raise failures[0]
+
+    def detach_mirror(self) -> None:
+        """Take over what the data plane still has; it answers nothing any more. `close` tells what found no room."""
+        if self.mirror is not None and not self.read_only and self.failed is None and self.mirror.flush_all():
+            with suppress(OSError, FspfError):  # everything else is safe then, and what it frees may be room enough
+                self.commit()
+            self.store.drop_reserve()
+            self.store.trim()
+        super().detach_mirror()
 
     def _failures(self) -> list[OSError | FspfError]:
         """Return why contents could not be flushed by the last commit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from fspf.core.errors import FspfError
 from fspf.core.types import ROOT_INO, Ino
 from fspf.volume.volume import Volume
 from fspf_native import Relay, Tree
 from tests.fault.memcas import MemoryCas
 from tests.support.fakekernel import ROOT
 from tests.support.fakemount import FakeMount
+from tests.support.logs import Quiet
 
 SMALL: dict[str, Any] = {"commit_interval": None}
 
@@ -91,3 +94,52 @@ def test_flushes_of_one_content_are_noted_in_their_order(scratch: Path, cas: Mem
                     assert row is not None
                     tree = Tree(volume.store, row.root, protection=row.protection, allocated=row.chunks)
                     assert tree.read(0, 20000) == data
+
+
+def test_what_finds_no_room_at_the_unmount_is_told_and_hinders_nothing_else(
+    scratch: Path, cas: MemoryCas, quiet: Quiet
+) -> None:
+    quiet.require("flush: .*quota is used up")
+    volume = Volume.create(scratch / "volume", cas, max_bytes=8 << 20, **SMALL)
+    with FakeMount(volume) as mounted:
+        kernel = mounted.kernel
+        large = [kernel.create(ROOT, b"%d" % i).ino for i in range(8)]
+        small = kernel.create(ROOT, b"small").ino
+        kernel.fsyncdir(ROOT)
+        for ino in large:
+            for offset in range(0, 200 * 4096, 32768):
+                kernel.write(ino, offset, b"x" * 32768, cached=True)
+        kernel.write(small, 0, b"small", cached=True)
+        for number in range(6000):  # the namespace takes the room that there was for the data
+            kernel.mknod(ROOT, b"%0250d" % number, 0o100644)
+        kernel.fsyncdir(ROOT)
+    with pytest.raises(OSError, match="No space left") as info:
+        volume.close()
+    assert info.value.errno == errno.ENOSPC
+    with Volume.open(scratch / "volume", cas, read_only=True) as again:
+        sizes = {entry.name: entry.attr.size for entry in again.readdir(ROOT_INO, limit=9)}
+    assert sizes[b"small"] == 5
+    assert sizes[b"0"] == 200 * 4096
+
+
+def test_nothing_is_sealed_for_a_volume_that_has_failed(scratch: Path, cas: MemoryCas, quiet: Quiet) -> None:
+    quiet.allow("turned read-only: somebody else writes")
+    volume = Volume.create(scratch / "volume", cas, **SMALL)
+    with FakeMount(volume) as mounted:
+        kernel, relay = mounted.kernel, mounted.plane.relay
+        ino = kernel.create(ROOT, b"f").ino
+        kernel.write(ino, 0, b"data")
+        volume.fail("somebody else writes")
+        before = volume.store.stats()["bytes_sealed"]
+        relay.relieve(0)
+        with pytest.raises(OSError, match="fsync") as info:
+            kernel.fsync(ino)
+        assert info.value.errno == errno.EROFS
+        for thread in threading.enumerate():
+            if thread.name == "fspf-apply":
+                thread.join(60)  # it has nothing to do any more
+                assert not thread.is_alive()
+        assert kernel.read(ino, 0, 10) == b"data"
+    assert volume.store.stats()["bytes_sealed"] == before
+    with pytest.raises(FspfError, match="somebody else writes"):
+        volume.close()
