@@ -486,28 +486,6 @@ static PyObject *relay_drop_name(PyObject *self, PyObject *const *args, Py_ssize
     return Py_NewRef(Py_None);
 }
 
-/* A change of Python's was taken back: believe nothing that can be read again. */
-static PyObject *relay_reset(PyObject *self, PyObject *ignored)
-{
-    meta *m = &relay_of(self)->meta;
-    (void)ignored;
-    pthread_mutex_lock(&m->lock);
-    for (size_t i = 0; i < m->inodes.capacity; i++) {
-        inode *node = m->inodes.keys[i] == MAP64_EMPTY ? NULL : m->inodes.values[i];
-        if (node == NULL || !node->stored) {
-            continue;
-        }
-        if (!node->dirty && !node->changed) {
-            node->valid = false;
-        }
-        if (node->dirty_names == 0 && node->complete) {
-            meta_drop_names(m, node);
-        }
-    }
-    pthread_mutex_unlock(&m->lock);
-    return Py_NewRef(Py_None);
-}
-
 static PyObject *relay_take_ino(PyObject *self, PyObject *ignored)
 {
     (void)ignored;
@@ -883,7 +861,6 @@ static PyMethodDef relay_methods[] = {
     ONE("has_xattrs", relay_has_xattrs, "has_xattrs($self, ino, /)\n--\n\n"),
     METHOD("put_name", relay_put_name, "put_name($self, parent, cookie, name, ino, mode, /)\n--\n\n"),
     METHOD("drop_name", relay_drop_name, "drop_name($self, parent, name, /)\n--\n\n"),
-    PLAIN("reset", relay_reset, "reset($self, /)\n--\n\nForget what the database may not have."),
     PLAIN("take_ino", relay_take_ino, "take_ino($self, /)\n--\n\n"),
     PLAIN("take_cookie", relay_take_cookie, "take_cookie($self, /)\n--\n\n"),
     METHOD("set_numbers", relay_set_numbers, "set_numbers($self, next_ino, next_cookie, /)\n--\n\n"),

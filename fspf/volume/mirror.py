@@ -43,9 +43,6 @@ class Mirror(Protocol):
     def has_xattrs(self, ino: int, /) -> None: ...
     def put_name(self, parent: int, cookie: int, name: bytes, ino: int, mode: int, /) -> None: ...
     def drop_name(self, parent: int, name: bytes, /) -> None: ...
-    def reset(self) -> None:
-        """Forget what can be read again: a change was taken back."""
-
     def set_blocked(self, errno: int, /) -> None:
         """Answer every change with this errno."""
 

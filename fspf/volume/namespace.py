@@ -136,6 +136,7 @@ class Namespace:
         self.broken: str | None = None
         self.on_broken: Callable[[str], None] = log.error
         self.mirror: Mirror | None = None  # a mount's data plane
+        self._untold: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None  # inside `change`, for `mirror`
         self.xattrs_were_set = False  # since opening
         self._touched: dict[Ino, int] = {}
         self._rows: dict[
@@ -241,22 +242,34 @@ class Namespace:
     def change(self) -> Iterator[None]:
         """Make the changes of one operation together: all of them, or none when an exception leaves the block."""
         execute = self._execute
+        outer, self._untold = self._untold, []
         try:
             self._begin()
             execute("SAVEPOINT op")
             try:
                 yield
             except BaseException:
+                self._untold.clear()
                 self._rows.clear()
-                if self.mirror is not None:
-                    self.mirror.reset()
                 if self.connection.in_transaction:
                     execute("ROLLBACK TO op")
                     execute("RELEASE op")
                 raise
             execute("RELEASE op")
         except apsw.Error as exc:
+            self._untold.clear()
             raise self.translate(exc) from exc
+        finally:
+            told, self._untold = self._untold, outer
+            for tell, arguments in told:
+                self._tell(tell, *arguments)
+
+    def _tell(self, tell: Callable[..., None], *arguments: Any) -> None:
+        """Tell the data plane of a change; of one that may be taken back, only when it is made."""
+        if self._untold is None:
+            tell(*arguments)
+        else:
+            self._untold.append((tell, arguments))
 
     def change_inode(self, ino: Ino, **columns: int | bytes | None) -> None:
         """Make a change that is one `update`: it reads the pages it needs before it changes one."""
@@ -281,7 +294,7 @@ class Namespace:
                 self._break(f"half of a new file may be in the namespace: {exc}")
                 raise
         if self.mirror is not None:
-            self.mirror.put_name(parent, cookie, name, row.ino, row.mode)
+            self._tell(self.mirror.put_name, parent, cookie, name, row.ino, row.mode)
         return True
 
     def take_ino(self) -> Ino:
@@ -422,7 +435,7 @@ class Namespace:
         if row is not None:
             self._rows[ino] = row._replace(**columns)  # type: ignore[arg-type]  # the columns are the fields
         if self.mirror is not None:
-            self.mirror.changed(ino, columns)
+            self._tell(self.mirror.changed, ino, columns)
 
     def _write_touched(self) -> None:
         for ino, now in self._touched.items():
@@ -435,7 +448,7 @@ class Namespace:
         self._touched[ino] = now_ns
         self.unlogged = True
         if self.mirror is not None:
-            self.mirror.changed(ino, {"mtime_ns": now_ns, "ctime_ns": now_ns})
+            self._tell(self.mirror.changed, ino, {"mtime_ns": now_ns, "ctime_ns": now_ns})
         if len(self._touched) > 4096:  # bounded memory
             with self.translated():
                 self._write_touched()
@@ -529,7 +542,7 @@ class Namespace:
             self.capabilities += 1
         self.xattrs_were_set = True
         if self.mirror is not None:
-            self.mirror.has_xattrs(ino)
+            self._tell(self.mirror.has_xattrs, ino)
         with self.translated():
             self._execute("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (ino, name, value))
 

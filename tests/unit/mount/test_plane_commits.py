@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +143,19 @@ def test_nothing_is_sealed_for_a_volume_that_has_failed(scratch: Path, cas: Memo
     assert volume.store.stats()["bytes_sealed"] == before
     with pytest.raises(FspfError, match="somebody else writes"):
         volume.close()
+
+
+def test_a_change_that_was_taken_back_leaves_no_trace_in_memory(scratch: Path, cas: MemoryCas) -> None:
+    with Volume.create(scratch / "volume", cas, **SMALL) as volume, FakeMount(volume) as mounted:
+        kernel, namespace = mounted.kernel, volume.namespace
+        made = kernel.create(ROOT, b"f", 0o640)
+        with volume.lock, suppress(InterruptedError), namespace.change():
+            namespace.update(Ino(made.ino), mode=0o104777, nlink=7)
+            kernel.write(made.ino, 0, b"data")  # meanwhile the row waits for the next drain, whole
+            raise InterruptedError
+        assert kernel.getattr(made.ino).mode == made.attr.mode
+        assert kernel.getattr(made.ino).nlink == 1
+        with volume.lock:
+            row = namespace.inode(Ino(made.ino))
+            assert row is not None
+            assert row.mode == made.attr.mode
