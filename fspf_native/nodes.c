@@ -71,6 +71,17 @@ static void split_time(int64_t ns, uint64_t *seconds, uint32_t *rest)
     *rest = (uint32_t)n;
 }
 
+void view_attr(const relay *r, struct fuse_attr *attr)
+{
+    if (r->options.view) {
+        attr->uid = r->options.view_uid != UINT32_MAX ? r->options.view_uid : attr->uid;
+        attr->gid = r->options.view_gid != UINT32_MAX ? r->options.view_gid : attr->gid;
+        if (r->options.view_umask != UINT32_MAX && !S_ISLNK(attr->mode)) {
+            attr->mode = (attr->mode & S_IFMT) | (0777 & ~r->options.view_umask);
+        }
+    }
+}
+
 void fill_attr(const relay *r, const inode *node, struct fuse_attr *out)
 {
     memset(out, 0, sizeof *out);
@@ -87,13 +98,7 @@ void fill_attr(const relay *r, const inode *node, struct fuse_attr *out)
     out->gid = node->gid;
     out->rdev = node->rdev;
     out->blksize = r->chunk_size;
-    if (r->options.view) {
-        out->uid = r->options.view_uid != UINT32_MAX ? r->options.view_uid : out->uid;
-        out->gid = r->options.view_gid != UINT32_MAX ? r->options.view_gid : out->gid;
-        if (r->options.view_umask != UINT32_MAX && !S_ISLNK(node->mode)) {
-            out->mode = (node->mode & S_IFMT) | (0777 & ~r->options.view_umask);
-        }
-    }
+    view_attr(r, out);
 }
 
 void fill_entry(const relay *r, const inode *node, struct fuse_entry_out *out)

@@ -71,6 +71,29 @@ static void reply_entry_lock_held(request *req, inode *node)
     (void)meta_set_lookups(m, node->ino, meta_lookups(m, node->ino) + (UINT64_C(1) << 32));
 }
 
+/* . and .., which only those ask for who have a handle of the inode and no path. */
+static int lookup_dots(request *req, bool up)
+{
+    relay *r = req->r;
+    inode *node = NULL;
+    int result = node_get(req, req->in->nodeid, &node);
+    if (result == 0 && up) {
+        pthread_mutex_lock(&r->meta.lock);
+        bool is_dir = S_ISDIR(node->mode);
+        uint64_t parent = node->parent != 0 ? node->parent : ROOT_INO;
+        meta_unpin(&r->meta, node);
+        pthread_mutex_unlock(&r->meta.lock);
+        result = is_dir ? node_get(req, parent, &node) : -ENOTDIR;
+    }
+    if (result == 0) {
+        pthread_mutex_lock(&r->meta.lock);
+        reply_entry_lock_held(req, node);
+        meta_unpin(&r->meta, node);
+        pthread_mutex_unlock(&r->meta.lock);
+    }
+    return result;
+}
+
 int op_lookup(request *req)
 {
     const char *name = NULL;
@@ -82,8 +105,8 @@ int op_lookup(request *req)
     if (result != 0) {
         return result;
     }
-    if ((len == 1 && name[0] == '.') || (len == 2 && name[0] == '.' && name[1] == '.')) {
-        return PASS;
+    if (name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.'))) {
+        return lookup_dots(req, len == 2);
     }
     result = find_name(req, req->in->nodeid, name, len, true, &dir, &entry, &node);
     if (result != 0) {

@@ -228,19 +228,37 @@ static bool makes_entry(uint32_t opcode)
            opcode == FUSE_LINK;
 }
 
-static void count_slow_lookup(relay *r, const uint8_t *message, size_t len)
+/* The control plane knows neither what is in memory nor the view. Counts what is a lookup. */
+static void correct_attributes(relay *r, uint32_t opcode, uint8_t *message, size_t len)
 {
     const struct fuse_out_header *out = (const struct fuse_out_header *)(const void *)message;
-    struct fuse_entry_out entry;
-    if (out->error != 0 || len < sizeof *out + sizeof entry) {
+    bool entry = opcode != FUSE_SETATTR;
+    size_t at = sizeof *out + (entry ? offsetof(struct fuse_entry_out, attr) : offsetof(struct fuse_attr_out, attr));
+    struct fuse_attr attr;
+    meta *m = &r->meta;
+    if (out->error != 0 || len < at + sizeof attr) {
         return;
     }
-    memcpy(&entry, message + sizeof *out, sizeof entry);
-    if (entry.nodeid != 0) {
-        pthread_mutex_lock(&r->meta.lock);
-        (void)meta_set_lookups(&r->meta, entry.nodeid, meta_lookups(&r->meta, entry.nodeid) + (UINT64_C(1) << 32) + 1);
-        pthread_mutex_unlock(&r->meta.lock);
+    memcpy(&attr, message + at, sizeof attr);
+    uint64_t ino = attr.ino;
+    if (entry) {
+        memcpy(&ino, message + sizeof *out + offsetof(struct fuse_entry_out, nodeid), sizeof ino);
     }
+    if (ino == 0) {
+        return;
+    }
+    pthread_mutex_lock(&m->lock);
+    const inode *node = map64_get(&m->inodes, ino);
+    if (node != NULL && node->valid) {
+        fill_attr(r, node, &attr);
+    } else {
+        view_attr(r, &attr);
+    }
+    if (entry) {
+        (void)meta_set_lookups(m, ino, meta_lookups(m, ino) + (UINT64_C(1) << 32) + 1);
+    }
+    pthread_mutex_unlock(&m->lock);
+    memcpy(message + at, &attr, sizeof attr);
 }
 
 static void from_control(relay *r, uint8_t *message, size_t len)
@@ -259,8 +277,8 @@ static void from_control(relay *r, uint8_t *message, size_t len)
     }
     if (slow.opcode == FUSE_INIT) {
         len = make_init_reply(r, message, len);
-    } else if (makes_entry(slow.opcode)) {
-        count_slow_lookup(r, message, len);
+    } else if (makes_entry(slow.opcode) || slow.opcode == FUSE_SETATTR) {
+        correct_attributes(r, slow.opcode, message, len);
     }
     settle(r, &slow, message, len);
     if (slow.opcode == FUSE_INIT && r->uring && uring_start(r) != 0) {

@@ -143,6 +143,8 @@ void relay_pass_forget(relay *r, const void *message, size_t len);
 /* The inode with known attributes, pinned; loads it if need be. 0 or -errno. The lock is not held before or after. */
 int node_get(request *req, uint64_t ino, inode **out);
 void node_put(request *req, inode *node);
+/* Make attributes what the mount's view shows. */
+void view_attr(const relay *r, struct fuse_attr *attr);
 void fill_attr(const relay *r, const inode *node, struct fuse_attr *out);
 void fill_entry(const relay *r, const inode *node, struct fuse_entry_out *out);
 int64_t now_ns(void);

@@ -13,11 +13,14 @@ import pytest
 
 from fspf.core.errors import FspfError
 from fspf.core.types import ROOT_INO, Ino
+from fspf.mount.control import Control
+from fspf.mount.operations import Operations
+from fspf.mount.plane import Plane
 from fspf.volume.volume import Volume
 from fspf_native import Relay, Tree
 from tests.fault.memcas import MemoryCas
-from tests.support.fakekernel import ROOT
-from tests.support.fakemount import FakeMount
+from tests.support.fakekernel import ROOT, FakeKernel
+from tests.support.fakemount import FakeMount, Scripted, ThroughOperations
 from tests.support.logs import Quiet
 
 SMALL: dict[str, Any] = {"commit_interval": None}
@@ -159,3 +162,44 @@ def test_a_change_that_was_taken_back_leaves_no_trace_in_memory(scratch: Path, c
             row = namespace.inode(Ino(made.ino))
             assert row is not None
             assert row.mode == made.attr.mode
+
+
+def test_replies_know_what_is_only_in_memory(scratch: Path, cas: MemoryCas) -> None:
+    with Volume.create(scratch / "volume", cas, **SMALL) as volume, FakeMount(volume) as mounted:
+        kernel = mounted.kernel
+        directory = kernel.mkdir(ROOT, b"d").ino
+        ino = kernel.create(directory, b"f").ino
+        kernel.setxattr(ino, b"user.a", b"b")  # a change of mode is now the control plane's, too
+        kernel.write(ino, 0, b"x" * 5000)
+        assert kernel.setattr(ino, mode=0o600).size == 5000
+        assert kernel.lookup(ino, b".").attr.size == 5000  # as a server of NFS asks, who has a handle and no path
+        assert kernel.lookup(directory, b"..").ino == ROOT
+        assert kernel.lookup(ROOT, b"..").ino == ROOT
+        with pytest.raises(NotADirectoryError):
+            kernel.lookup(ino, b"..")
+        kernel.unlink(directory, b"f")
+        assert kernel.lookup(ino, b".").attr.nlink == 0
+
+
+def test_the_view_is_in_every_reply(scratch: Path, cas: MemoryCas) -> None:
+    with Volume.create(scratch / "volume", cas, **SMALL) as volume:
+        operations = Operations(volume, Control(volume, mountpoint="/nowhere"), atime=False)
+        operations.native = True
+        kernel = FakeKernel()
+        control = Scripted(ThroughOperations(operations))
+        plane = Plane(
+            volume, operations, kernel.device, control.relay_end, atime=False, cache_bytes=1 << 20, uid=77, gid=78, umask=0o077
+        )  # fmt: skip
+        plane.start()
+        kernel.init()
+        ino = kernel.create(ROOT, b"f").ino
+        kernel.setxattr(ino, b"user.a", b"b")
+        changed = kernel.setattr(ino, mode=0o4777)
+        assert (changed.uid, changed.gid, changed.mode) == (77, 78, 0o100700)
+        link = kernel.symlink(ROOT, b"s", b"f").attr
+        assert (link.uid, link.gid, link.mode) == (77, 78, 0o120777)
+        kernel.destroy()
+        plane.stop()
+        control.close()
+        operations.forget_all()
+        kernel.close()
