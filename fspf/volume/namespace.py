@@ -340,6 +340,7 @@ class Namespace:
     def filling(self, parent: Ino, after: int, limit: int) -> list[Any]:
         """Return entries as `Relay.fill_directory` takes them."""
         with self.translated():
+            self._write_touched()
             return list(self._execute(_SELECT_FILLING, (parent, after, limit)).fetchall())
 
     def has_xattrs(self, ino: Ino) -> bool:

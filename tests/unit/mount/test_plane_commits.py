@@ -203,3 +203,23 @@ def test_the_view_is_in_every_reply(scratch: Path, cas: MemoryCas) -> None:
         control.close()
         operations.forget_all()
         kernel.close()
+
+
+def test_times_that_wait_for_the_commit_survive_eviction(scratch: Path, cas: MemoryCas) -> None:
+    with (
+        Volume.create(scratch / "volume", cas, **SMALL) as volume,
+        FakeMount(volume, cache_bytes=1 << 16) as mounted,
+    ):
+        kernel = mounted.kernel
+        parent = kernel.mkdir(ROOT, b"parent").ino
+        kernel.mkdir(parent, b"first")  # an entry that is let go as soon as it is loaded
+        child = kernel.mkdir(parent, b"child").ino
+        kernel.statfs()
+        kernel.symlink(child, b"s", b"target")
+        changed = kernel.getattr(child).mtime_ns
+        for number in range(2000):
+            kernel.create(ROOT, b"%d" % number)
+            if number % 50 == 0:
+                kernel.statfs()  # stores rows: they can be let go then
+        assert mounted.plane.relay.stats()["evictions"] > 1000
+        assert kernel.lookup(parent, b"child").attr.mtime_ns == changed
