@@ -500,8 +500,12 @@ bool meta_delete(meta *m, inode *node, bool tell)
 void meta_shrink(meta *m)
 {
     unsigned tries = 64; /* what cannot go now is looked at again later */
-    while (m->bytes > m->limit && tries-- > 0 && m->newest != NULL) {
+    const inode *kept = m->newest != NULL ? m->newest->next : NULL; /* and the newest: a directory and what was found */
+    while (m->bytes > m->limit && tries-- > 0 && kept != NULL) {
         inode *oldest = m->newest->prev;
+        if (oldest == kept) {
+            break;
+        }
         if (oldest->pins > 0 || oldest->dirty || oldest->changed || oldest->ino == ROOT_INO ||
             (oldest->tree != NULL && tree_dirty(oldest->tree)) || (oldest->valid && oldest->nlink == 0) ||
             oldest->dirty_names > 0) {

@@ -223,3 +223,21 @@ def test_times_that_wait_for_the_commit_survive_eviction(scratch: Path, cas: Mem
                 kernel.statfs()  # stores rows: they can be let go then
         assert mounted.plane.relay.stats()["evictions"] > 1000
         assert kernel.lookup(parent, b"child").attr.mtime_ns == changed
+
+
+def test_a_directory_that_exceeds_the_cache_is_read_once(scratch: Path, cas: MemoryCas) -> None:
+    with (
+        Volume.create(scratch / "volume", cas, **SMALL) as volume,
+        FakeMount(volume, cache_bytes=1 << 16) as mounted,
+    ):
+        kernel = mounted.kernel
+        directory = kernel.mkdir(ROOT, b"d").ino
+        for number in range(1500):
+            kernel.create(directory, b"%d" % number)
+        kernel.statfs()
+        for number in range(20):
+            assert kernel.lookup(directory, b"%d" % number).ino
+        before = mounted.plane.relay.stats()["upcalls"]
+        for number in range(20):
+            assert kernel.lookup(directory, b"%d" % (100 + number)).ino
+        assert mounted.plane.relay.stats()["upcalls"] - before <= 20  # one for each inode
