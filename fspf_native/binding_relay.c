@@ -486,6 +486,14 @@ static PyObject *relay_drop_name(PyObject *self, PyObject *const *args, Py_ssize
     return Py_NewRef(Py_None);
 }
 
+/* The database has everything: whoever holds the volume's lock ends the marks, so that no commit is under way. */
+static PyObject *relay_end_marks(PyObject *self, PyObject *ignored)
+{
+    (void)ignored;
+    store_commit_marking(relay_of(self)->st, false);
+    return Py_NewRef(Py_None);
+}
+
 static PyObject *relay_take_ino(PyObject *self, PyObject *ignored)
 {
     (void)ignored;
@@ -861,6 +869,7 @@ static PyMethodDef relay_methods[] = {
     ONE("has_xattrs", relay_has_xattrs, "has_xattrs($self, ino, /)\n--\n\n"),
     METHOD("put_name", relay_put_name, "put_name($self, parent, cookie, name, ino, mode, /)\n--\n\n"),
     METHOD("drop_name", relay_drop_name, "drop_name($self, parent, name, /)\n--\n\n"),
+    PLAIN("end_marks", relay_end_marks, "end_marks($self, /)\n--\n\nLet commits free what was handed over before them."),
     PLAIN("take_ino", relay_take_ino, "take_ino($self, /)\n--\n\n"),
     PLAIN("take_cookie", relay_take_cookie, "take_cookie($self, /)\n--\n\n"),
     METHOD("set_numbers", relay_set_numbers, "set_numbers($self, next_ino, next_cookie, /)\n--\n\n"),

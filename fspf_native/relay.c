@@ -614,7 +614,6 @@ void relay_stop(relay *r)
     (void)close(r->control);
     (void)close(r->device);
     r->device = r->control = -1;
-    store_commit_marking(r->st, false);
 }
 
 void relay_free(relay *r)

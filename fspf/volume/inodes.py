@@ -116,9 +116,9 @@ class InodeVolume:
         self.ended = False  # the last commit is done; nothing may follow it
         self.low_on_space = False  # as of the last commit
         self.no_space = False  # the last commit had no room for the namespace: nothing new until one has
-        self._mirror_errno = 0  # why the data plane could not seal some content when it was last told to
         self._held: dict[Ino, int] = {}
         self._orphans: set[Ino] = set()  # inodes without a name that something still holds
+        self.mirror_errno = 0  # why the data plane could not seal some content at the last commit
 
     # -- to be given by the volume
 
@@ -171,13 +171,24 @@ class InodeVolume:
                 mirror.set_blocked(errno.EROFS)
 
     def detach_mirror(self) -> None:
-        """Take over what the data plane still has; it answers nothing any more."""
+        """Take over what the data plane still has; it answers nothing any more.
+
+        What cannot be sealed now is lost: `close` raises why.
+        """
         with self.lock:
-            if self.mirror is not None and not self.read_only:
-                self._mirror_errno = self.mirror.flush_all()
-                self._drain()
-            self.mirror = self.namespace.mirror = None
-            self.lock.on_enter = None
+            mirror = self.mirror
+            if mirror is None:
+                return
+            try:
+                if not self.read_only:
+                    self.mirror_errno = mirror.flush_all()
+                    self._drain()
+            finally:
+                mirror.end_marks()
+                self.mirror = self.namespace.mirror = None
+                self.lock.on_enter = None
+            if not self.read_only and self.failed is None:
+                self.purge_unlinked()  # the kernel need not forget what it knew
 
     def _drain(self) -> None:
         """Store what the data plane has answered. It runs whenever the lock is entered from outside."""
@@ -505,14 +516,18 @@ class InodeVolume:
         self._free_content(row)
 
     def purge_unlinked(self) -> int:
-        """Delete what a crash left without a name; how many."""
+        """Delete what a crash, or the kernel of a mount that has ended, left without a name; how many."""
+        count = 0
         with self.lock:
-            rows = self.namespace.unlinked()
-            for row in rows:
+            for row in self.namespace.unlinked():
+                if self._in_use(row.ino):
+                    self._orphans.add(row.ino)
+                    continue
                 with self.namespace.change():
                     self.namespace.delete(row.ino)
                 self._free_content(row)
-        return len(rows)
+                count += 1
+        return count
 
     def hold(self, ino: Ino) -> None:
         """Keep an inode alive without a handle: the kernel knows its number."""

@@ -37,6 +37,9 @@ class Mirror(Protocol):
     def in_use(self, ino: int, /) -> bool:
         """Tell whether the kernel knows the inode."""
 
+    def end_marks(self) -> None:
+        """Everything was drained, and the data plane has ended: frees take effect with the next commit again."""
+
     def take_ino(self) -> int: ...
     def take_cookie(self) -> int: ...
     def changed(self, ino: int, columns: dict[str, int | bytes | None], /) -> None: ...

@@ -432,8 +432,8 @@ class Volume(Files):
         """Return why contents could not be flushed by the last commit."""
         with self.lock:
             failures = self.contents.failures()
-            if self._mirror_errno:
-                failures.append(error(self._mirror_errno))
+            if self.mirror_errno:
+                failures.append(error(self.mirror_errno))
             return failures
 
     def fsync(self, ino: Ino | None = None) -> None:
@@ -475,7 +475,7 @@ class Volume(Files):
             OSError: What only the intent log has could not be sealed: the root that it continues has to stay.
         """
         if everything:
-            self._mirror_errno = mirror.flush_all()
+            self.mirror_errno = mirror.flush_all()
         with self.lock.quietly:
             due = self.intent.logged | inos
         number = mirror.flush_these(sorted(due)) if due else 0
