@@ -18,7 +18,7 @@ void map64_clear(map64 *map)
 
 void *map64_get(const map64 *map, uint64_t key)
 {
-    if (map->count == 0) {
+    if (map->count == 0 || key == MAP64_EMPTY) {
         return NULL;
     }
     for (size_t i = home_of(map, key);; i = (i + 1) & (map->capacity - 1)) {
@@ -69,7 +69,7 @@ bool map64_reserve(map64 *map)
 
 void *map64_remove(map64 *map, uint64_t key)
 {
-    if (map->count == 0) {
+    if (map->count == 0 || key == MAP64_EMPTY) {
         return NULL;
     }
     size_t mask = map->capacity - 1;

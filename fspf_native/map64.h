@@ -17,7 +17,7 @@ typedef struct {
 
 void map64_clear(map64 *map);
 void *map64_get(const map64 *map, uint64_t key);
-/* Makes room for one more key; after true, map64_put cannot fail. */
+/* Makes room for one more key; after true, map64_put of any key but MAP64_EMPTY cannot fail. */
 bool map64_reserve(map64 *map);
 void map64_put(map64 *map, uint64_t key, void *value);
 void *map64_remove(map64 *map, uint64_t key);

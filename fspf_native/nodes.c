@@ -16,6 +16,16 @@ int64_t now_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+int load_inode(relay *r, uint64_t ino)
+{
+    return ino > INT64_MAX ? ENOENT : r->up.load_inode(r->up.context, ino); /* the database's numbers are signed */
+}
+
+int load_directory(relay *r, uint64_t ino)
+{
+    return ino > INT64_MAX ? ENOENT : r->up.load_directory(r->up.context, ino);
+}
+
 int node_get(request *req, uint64_t ino, inode **out)
 {
     relay *r = req->r;
@@ -29,7 +39,7 @@ int node_get(request *req, uint64_t ino, inode **out)
             return 0;
         }
         pthread_mutex_unlock(&r->meta.lock);
-        int error = r->up.load_inode(r->up.context, ino);
+        int error = load_inode(r, ino);
         if (error != 0) {
             return -error;
         }

@@ -2,6 +2,7 @@
 #include "relay.h"
 
 #include <errno.h>
+#include <linux/limits.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -217,6 +218,9 @@ int op_setxattr(request *req)
     if (len == room || in.size > room - len - 1) {
         return -EINVAL;
     }
+    if (in.size > XATTR_SIZE_MAX) {
+        return -E2BIG;
+    }
     if ((in.flags & (XATTR_CREATE | XATTR_REPLACE)) != 0) { /* pyfuse3 does not tell its handler */
         int error = req->r->up.check_xattr(req->r->up.context, req->in->nodeid, name, in.flags);
         if (error != 0) {
@@ -224,4 +228,9 @@ int op_setxattr(request *req)
         }
     }
     return PASS;
+}
+
+int op_removexattr(request *req)
+{
+    return strnlen((const char *)req->arg, req->arg_len) < req->arg_len ? PASS : -EINVAL;
 }

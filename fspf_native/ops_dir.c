@@ -25,7 +25,7 @@ static int complete_directory(request *req, uint64_t ino, inode **out)
         if (wrong) {
             return -ENOTDIR;
         }
-        int error = known ? r->up.load_directory(r->up.context, ino) : r->up.load_inode(r->up.context, ino);
+        int error = known ? load_directory(r, ino) : load_inode(r, ino);
         if (error != 0) {
             return -error;
         }
@@ -145,7 +145,7 @@ int op_read(request *req), op_write(request *req), op_fsync(request *req), op_fl
     op_fallocate(request *req), op_lseek(request *req), op_copy_file_range(request *req), op_open(request *req),
     op_opendir(request *req), op_release(request *req), op_fsyncdir(request *req), op_getattr(request *req),
     op_statx(request *req), op_setattr(request *req), op_getxattr(request *req), op_listxattr(request *req),
-    op_setxattr(request *req),
+    op_setxattr(request *req), op_removexattr(request *req), op_symlink(request *req),
     op_lookup(request *req), op_mknod(request *req), op_mkdir(request *req), op_create(request *req),
     op_tmpfile(request *req), op_link(request *req), op_unlink(request *req), op_rmdir(request *req),
     op_rename(request *req), op_rename2(request *req), op_forget(request *req), op_batch_forget(request *req);
@@ -157,7 +157,7 @@ const operation operations[OPCODES] = {
     [FUSE_GETATTR] = {op_getattr, sizeof(struct fuse_getattr_in), "getattr"},
     [FUSE_SETATTR] = {op_setattr, sizeof(struct fuse_setattr_in), "setattr"},
     [FUSE_READLINK] = {op_readlink, 0, "readlink"},
-    [FUSE_SYMLINK] = {NULL, 4, "symlink"},
+    [FUSE_SYMLINK] = {op_symlink, 4, "symlink"},
     [FUSE_MKNOD] = {op_mknod, sizeof(struct fuse_mknod_in) + 2, "mknod"},
     [FUSE_MKDIR] = {op_mkdir, sizeof(struct fuse_mkdir_in) + 2, "mkdir"},
     [FUSE_UNLINK] = {op_unlink, 2, "unlink"},
@@ -173,7 +173,7 @@ const operation operations[OPCODES] = {
     [FUSE_SETXATTR] = {op_setxattr, FUSE_COMPAT_SETXATTR_IN_SIZE + 2, "setxattr"},
     [FUSE_GETXATTR] = {op_getxattr, sizeof(struct fuse_getxattr_in) + 2, "getxattr"},
     [FUSE_LISTXATTR] = {op_listxattr, sizeof(struct fuse_getxattr_in), "listxattr"},
-    [FUSE_REMOVEXATTR] = {NULL, 2, "removexattr"},
+    [FUSE_REMOVEXATTR] = {op_removexattr, 2, "removexattr"},
     [FUSE_FLUSH] = {op_flush, sizeof(struct fuse_flush_in), "flush"},
     [FUSE_INIT] = {NULL, 16, "init"},
     [FUSE_OPENDIR] = {op_opendir, sizeof(struct fuse_open_in), "opendir"},

@@ -3,6 +3,7 @@
 #include "relay.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,6 +22,14 @@ static int name_at(const request *req, size_t offset, const char **name, size_t 
     *name = start;
     *len = (size_t)(end - start);
     return *len > NAME_MAX_BYTES ? -ENAMETOOLONG : 0;
+}
+
+/* The same for a name that is to be made or taken away. */
+static int changed_name_at(const request *req, size_t offset, const char **name, size_t *len)
+{
+    int result = name_at(req, offset, name, len);
+    bool dots = result == 0 && (*name)[0] == '.' && (*len == 1 || (*len == 2 && (*name)[1] == '.'));
+    return result == 0 && (dots || memchr(*name, '/', *len) != NULL) ? -EINVAL : result;
 }
 
 /* With the lock held on success: the directory, and the name in it or NULL when it is known not to be there. With
@@ -51,9 +60,9 @@ static int find_name(request *req, uint64_t parent, const char *name, size_t len
         if (!is_dir) {
             return -ENOTDIR;
         }
-        int error = unknown_dir ? r->up.load_inode(r->up.context, parent)
-                    : missing   ? r->up.load_inode(r->up.context, missing)
-                                : r->up.load_directory(r->up.context, parent);
+        int error = unknown_dir ? load_inode(r, parent)
+                    : missing   ? load_inode(r, missing)
+                                : load_directory(r, parent);
         if (error != 0) {
             return -error;
         }
@@ -169,7 +178,7 @@ static int make(request *req, size_t name_offset, uint32_t mode, uint32_t rdev, 
     dentry *entry = NULL;
     int result = check_change(req);
     if (result == 0) {
-        result = name_at(req, name_offset, &name, &len);
+        result = changed_name_at(req, name_offset, &name, &len);
     }
     if (result == 0 && m->no_space) {
         result = -r->up.grow(r->up.context);
@@ -230,7 +239,8 @@ int op_mknod(request *req)
     struct fuse_mknod_in in;
     memcpy(&in, req->arg, sizeof in);
     uint32_t mode = (in.mode & S_IFMT) != 0 ? in.mode : in.mode | S_IFREG;
-    return make(req, sizeof in, mode, in.rdev, in.umask);
+    bool can_be = S_ISREG(mode) || S_ISCHR(mode) || S_ISBLK(mode) || S_ISFIFO(mode) || S_ISSOCK(mode);
+    return can_be ? make(req, sizeof in, mode, in.rdev, in.umask) : -EINVAL;
 }
 
 int op_mkdir(request *req)
@@ -256,6 +266,27 @@ int op_create(request *req)
     return result;
 }
 
+/* The control plane makes it; but what it gets must have its ends. */
+int op_symlink(request *req)
+{
+    const char *name = NULL;
+    size_t len = 0;
+    int result = check_change(req);
+    if (result == 0) {
+        result = changed_name_at(req, 0, &name, &len);
+    }
+    if (result != 0) {
+        return result;
+    }
+    const char *target = name + len + 1;
+    size_t room = req->arg_len - len - 1;
+    size_t target_len = strnlen(target, room);
+    if (target_len == room || target_len == 0) {
+        return -EINVAL;
+    }
+    return target_len < PATH_MAX ? PASS : -ENAMETOOLONG;
+}
+
 int op_tmpfile(request *req)
 {
     struct fuse_create_in in;
@@ -273,8 +304,10 @@ int op_tmpfile(request *req)
         return result;
     }
     pthread_mutex_lock(&m->lock);
-    inode *node = new_inode(req, dir, S_IFREG | (in.mode & 07777), 0, in.umask, now_ns());
-    if (node == NULL) {
+    inode *node = NULL;
+    if (!S_ISDIR(dir->mode) || dir->nlink == 0) {
+        result = S_ISDIR(dir->mode) ? -ENOENT : -ENOTDIR;
+    } else if ((node = new_inode(req, dir, S_IFREG | (in.mode & 07777), 0, in.umask, now_ns())) == NULL) {
         result = -ENOMEM;
     } else {
         struct fuse_open_out out = {.open_flags = FOPEN_KEEP_CACHE};
@@ -300,7 +333,7 @@ int op_link(request *req)
     dentry *entry = NULL;
     int result = check_change(req);
     if (result == 0) {
-        result = name_at(req, sizeof in, &name, &len);
+        result = changed_name_at(req, sizeof in, &name, &len);
     }
     if (result == 0 && m->no_space) {
         result = -req->r->up.grow(req->r->up.context);
@@ -398,7 +431,7 @@ static int check_empty(request *req, inode *node)
             return 0;
         }
         pthread_mutex_unlock(&r->meta.lock);
-        int error = r->up.load_directory(r->up.context, node->ino);
+        int error = load_directory(r, node->ino);
         if (error != 0) {
             return -error;
         }
@@ -417,7 +450,7 @@ static int remove_name(request *req, bool directory)
     dentry *entry = NULL;
     int result = check_change(req);
     if (result == 0) {
-        result = name_at(req, 0, &name, &len);
+        result = changed_name_at(req, 0, &name, &len);
     }
     if (result == 0) {
         result = find_name(req, req->in->nodeid, name, len, true, &dir, &entry, &node);
@@ -636,9 +669,9 @@ static int rename_request(request *req, uint64_t new_parent, uint32_t flags, siz
 {
     end from = {.parent = req->in->nodeid};
     end to = {.parent = new_parent};
-    int result = name_at(req, offset, &from.name, &from.len);
+    int result = changed_name_at(req, offset, &from.name, &from.len);
     if (result == 0) {
-        result = name_at(req, offset + from.len + 1, &to.name, &to.len);
+        result = changed_name_at(req, offset + from.len + 1, &to.name, &to.len);
     }
     if (result == 0 && ((flags & ~(uint32_t)(RENAME_NOREPLACE | RENAME_EXCHANGE)) != 0 ||
                         flags == (RENAME_NOREPLACE | RENAME_EXCHANGE))) {

@@ -71,25 +71,32 @@ typedef struct {
     worker *ring; /* the thread that waits for the answer, or NULL */
 } slow_request;
 
-static bool remember_slow(request *req)
+/* 0 or -errno. */
+static int remember_slow(request *req)
 {
     relay *r = req->r;
+    int result = 0;
     slow_request *slow = malloc(sizeof *slow);
     if (slow == NULL) {
-        return false;
+        return -ENOMEM;
     }
     *slow = (slow_request){req->in->opcode, req->w->fd, req->w->ring != NULL ? req->w : NULL};
     pthread_mutex_lock(&r->lock);
-    bool room = !r->control_gone && map64_reserve(&r->slow);
-    if (room) {
+    if (r->control_gone) {
+        result = -EIO;
+    } else if (req->in->unique == MAP64_EMPTY || map64_get(&r->slow, req->in->unique) != NULL) {
+        result = -EINVAL; /* no kernel numbers its requests so */
+    } else if (!map64_reserve(&r->slow)) {
+        result = -ENOMEM;
+    } else {
         req->w->waiting = slow->ring != NULL;
         map64_put(&r->slow, req->in->unique, slow);
     }
     pthread_mutex_unlock(&r->lock);
-    if (!room) {
+    if (result != 0) {
         free(slow);
     }
-    return room;
+    return result;
 }
 
 /* Opcode 0: nobody waits for it. */
@@ -138,9 +145,10 @@ static void pass_on(request *req)
     uint64_t unique = in->unique;
     worker *w = req->w;
     atomic_fetch_add_explicit(&r->stats.passed[in->opcode < OPCODES ? in->opcode : 0], 1, memory_order_relaxed);
-    if (!remember_slow(req)) {
+    int result = remember_slow(req);
+    if (result != 0) {
         slow_request lost = {in->opcode, w->fd, w->ring != NULL ? w : NULL};
-        settle_error(r, &lost, unique, r->control_gone ? -EIO : -ENOMEM);
+        settle_error(r, &lost, unique, result);
         return;
     }
     bool sent;
@@ -215,7 +223,7 @@ static size_t make_init_reply(relay *r, uint8_t *message, size_t len)
         .max_pages = RELAY_MAX_WRITE / 4096,
     };
     memcpy(message + sizeof *out, &init, sizeof init);
-    out->len = (uint32_t)(sizeof *out + sizeof init);
+    out->len = (uint32_t)(sizeof *out + (r->minor < 23 ? (size_t)FUSE_COMPAT_22_INIT_OUT_SIZE : sizeof init));
     r->initialised = true;
     return out->len;
 }
@@ -264,16 +272,23 @@ static void correct_attributes(relay *r, uint32_t opcode, uint8_t *message, size
 static void from_control(relay *r, uint8_t *message, size_t len)
 {
     struct fuse_out_header *out = (struct fuse_out_header *)(void *)message;
-    if (len < sizeof *out || out->len != len) {
+    if (len < sizeof *out) {
         return;
     }
+    bool whole = out->len == len;
     if (out->unique == 0) {
-        (void)write_reply(r, r->device, message, len); /* a notification */
+        if (whole) {
+            (void)write_reply(r, r->device, message, len); /* a notification */
+        }
         return;
     }
     slow_request slow = take_slow(r, out->unique);
     if (slow.opcode == 0) {
         return; /* answered already */
+    }
+    if (!whole || (out->error != 0 && len != sizeof *out) || out->error > 0) { /* the kernel would not take it */
+        settle_error(r, &slow, out->unique, -EIO);
+        return;
     }
     if (slow.opcode == FUSE_INIT) {
         len = make_init_reply(r, message, len);
@@ -424,8 +439,9 @@ void relay_serve(worker *w, size_t len)
         result = opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET || opcode == FUSE_INTERRUPT ? NO_REPLY : -EIO;
     } else if (known == NULL || known->name == NULL) {
         result = -ENOSYS;
-    } else if (req.arg_len < known->least) {
-        result = opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET ? NO_REPLY : -EINVAL;
+    } else if (req.arg_len < known->least || in->nodeid > INT64_MAX) {
+        bool silent = opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET || opcode == FUSE_INTERRUPT;
+        result = silent ? NO_REPLY : req.arg_len < known->least ? -EINVAL : -ENOENT;
     } else {
         result = known->run == NULL ? PASS : known->run(&req);
     }
@@ -602,15 +618,15 @@ void relay_stop(relay *r)
         (void)pthread_cond_timedwait(&r->changed, &r->lock, &until);
     }
     pthread_mutex_unlock(&r->lock);
+    if (r->control_started) { /* before the descriptors are closed: it fails what still waits, on them */
+        (void)pthread_join(r->control_thread, NULL);
+        r->control_started = false;
+    }
     for (int i = 0; i < r->thread_count; i++) {
         (void)pthread_join(r->threads[i], NULL);
         (void)close(r->worker_fds[i]);
     }
     r->thread_count = 0;
-    if (r->control_started) {
-        (void)pthread_join(r->control_thread, NULL);
-        r->control_started = false;
-    }
     (void)close(r->control);
     (void)close(r->device);
     r->device = r->control = -1;

@@ -140,6 +140,9 @@ void relay_pass_forget(relay *r, const void *message, size_t len);
 
 /* ---- shared by the handlers: nodes.c ---- */
 
+/* Have memory filled from the database, by the control plane. 0 or an errno. No lock is held. */
+int load_inode(relay *r, uint64_t ino);
+int load_directory(relay *r, uint64_t ino);
 /* The inode with known attributes, pinned; loads it if need be. 0 or -errno. The lock is not held before or after. */
 int node_get(request *req, uint64_t ino, inode **out);
 void node_put(request *req, inode *node);

@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,19 +15,6 @@ from fspf.volume.volume import Volume
 from tests.fault.memcas import MemoryCas
 from tests.support.fakekernel import ROOT
 from tests.support.fakemount import FakeMount
-
-SMALL: dict[str, Any] = {"commit_interval": None}
-
-
-@pytest.fixture
-def cas() -> MemoryCas:
-    return MemoryCas()
-
-
-@pytest.fixture
-def volume(scratch: Path, cas: MemoryCas) -> Iterator[Volume]:
-    with Volume.create(scratch / "volume", cas, **SMALL) as made:
-        yield made
 
 
 @pytest.fixture
