@@ -202,9 +202,7 @@ static int flush_some(relay *r, size_t most, uint64_t bytes, bool wait)
             failed++;
             result = result ? result : error;
         }
-        pthread_mutex_lock(&r->meta.lock);
-        meta_unpin(&r->meta, node);
-        pthread_mutex_unlock(&r->meta.lock);
+        node_put(r, node);
     }
     return result;
 }

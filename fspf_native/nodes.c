@@ -26,32 +26,68 @@ int load_directory(relay *r, uint64_t ino)
     return ino > INT64_MAX ? ENOENT : r->up.load_directory(r->up.context, ino);
 }
 
+inode *node_hold(relay *r, uint64_t ino)
+{
+    inode *node = meta_need(&r->meta, ino);
+    if (node != NULL) {
+        meta_pin(node);
+    }
+    return node;
+}
+
+void node_let_go(relay *r, inode *node)
+{
+    bool nothing = node->pins == 1 && !node->valid && !node->gone && node->live == 0 && node->tree == NULL;
+    if (nothing) { /* there was nothing to be loaded */
+        (void)meta_delete(&r->meta, node, false);
+    }
+    meta_unpin(&r->meta, node);
+}
+
 int node_get(request *req, uint64_t ino, inode **out)
 {
     relay *r = req->r;
-    for (int tries = 0; tries < 8; tries++) {
-        pthread_mutex_lock(&r->meta.lock);
-        inode *node = meta_find(&r->meta, ino);
-        if (node != NULL && node->valid) {
-            meta_pin(node);
+    int result = -EIO;
+    pthread_mutex_lock(&r->meta.lock);
+    inode *node = node_hold(r, ino); /* now, so that what is loaded stays */
+    for (int tries = 0; tries < 8 && node != NULL; tries++) {
+        if (node->valid && !node->gone) {
             pthread_mutex_unlock(&r->meta.lock);
             *out = node;
             return 0;
         }
+        result = node->gone ? -ENOENT : 0;
         pthread_mutex_unlock(&r->meta.lock);
-        int error = load_inode(r, ino);
-        if (error != 0) {
-            return -error;
+        if (result == 0) {
+            result = -load_inode(r, ino);
         }
+        pthread_mutex_lock(&r->meta.lock);
+        if (result != 0) {
+            break;
+        }
+        result = -EIO;
     }
-    return -EIO;
+    if (node != NULL) {
+        node_let_go(r, node);
+    } else {
+        result = -ENOMEM;
+    }
+    pthread_mutex_unlock(&r->meta.lock);
+    return result;
 }
 
-void node_put(request *req, inode *node)
+void node_put(relay *r, inode *node)
 {
-    pthread_mutex_lock(&req->r->meta.lock);
-    meta_unpin(&req->r->meta, node);
-    pthread_mutex_unlock(&req->r->meta.lock);
+    meta *m = &r->meta;
+    pthread_mutex_lock(&m->lock);
+    if (node->pins == 1 && !node->gone && node->valid && node->nlink == 0 && node->ino != ROOT_INO &&
+        meta_lookups(m, node->ino) == 0) { /* it lost its last user while we had it */
+        node->pins--;
+        delete_unused(r, node);
+        return;
+    }
+    meta_unpin(m, node);
+    pthread_mutex_unlock(&m->lock);
 }
 
 int check_change(request *req)

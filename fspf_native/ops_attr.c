@@ -174,7 +174,7 @@ static int known_to_have_none(request *req)
         return result;
     }
     result = node->no_xattrs ? 1 : 0;
-    node_put(req, node);
+    node_put(req->r, node);
     return result;
 }
 

@@ -125,7 +125,7 @@ int op_write(request *req)
             atomic_fetch_add_explicit(&req->r->stats.bytes_written, in.size, memory_order_relaxed);
         }
     }
-    node_put(req, node);
+    node_put(req->r, node);
     if (atomic_load_explicit(&req->r->st->dirty_bytes, memory_order_relaxed) > RELIEVE_BYTES) {
         content_relieve(req->r, RELIEVE_BYTES / 2);
     }
@@ -148,7 +148,7 @@ int op_fsync(request *req)
     if (S_ISREG(node->mode)) {
         result = content_prepare_log(r, node);
     }
-    node_put(req, node);
+    node_put(req->r, node);
     return result != 0 ? result : -r->up.fsync(r->up.context, req->in->nodeid, (in.fsync_flags & 1) != 0);
 }
 
@@ -161,7 +161,7 @@ int op_flush(request *req)
     int result = node_get(req, req->in->nodeid, &node);
     if (result == 0) {
         result = S_ISREG(node->mode) && !req->r->options.read_only ? content_flush(req->r, node) : 0;
-        node_put(req, node);
+        node_put(req->r, node);
     }
     return result;
 }
@@ -236,7 +236,7 @@ int op_fallocate(request *req)
             drop_capability(req, node);
         }
     }
-    node_put(req, node);
+    node_put(req->r, node);
     return result;
 }
 
@@ -268,7 +268,7 @@ int op_lseek(request *req)
             req->out_len = sizeof out;
         }
     }
-    node_put(req, node);
+    node_put(req->r, node);
     return result;
 }
 
@@ -377,9 +377,9 @@ int op_copy_file_range(request *req)
                 drop_capability(req, to);
             }
         }
-        node_put(req, to);
+        node_put(req->r, to);
     }
-    node_put(req, from);
+    node_put(req->r, from);
     return result;
 }
 

@@ -12,25 +12,28 @@
 static int complete_directory(request *req, uint64_t ino, inode **out)
 {
     relay *r = req->r;
-    for (int tries = 0; tries < 8; tries++) {
-        pthread_mutex_lock(&r->meta.lock);
-        inode *dir = meta_find(&r->meta, ino);
-        if (dir != NULL && dir->valid && dir->complete) {
+    int result = 0;
+    pthread_mutex_lock(&r->meta.lock);
+    inode *dir = node_hold(r, ino); /* so that what is loaded stays until it is looked at */
+    for (int tries = 0; tries < 8 && dir != NULL && result == 0; tries++) {
+        bool known = dir->valid;
+        if (dir->gone || (known && !S_ISDIR(dir->mode))) {
+            result = dir->gone ? -ENOENT : -ENOTDIR;
+        } else if (known && dir->complete) {
+            meta_unpin(&r->meta, dir);
             *out = dir;
             return 0;
-        }
-        bool wrong = dir != NULL && dir->valid && !S_ISDIR(dir->mode);
-        bool known = dir != NULL && dir->valid;
-        pthread_mutex_unlock(&r->meta.lock);
-        if (wrong) {
-            return -ENOTDIR;
-        }
-        int error = known ? load_directory(r, ino) : load_inode(r, ino);
-        if (error != 0) {
-            return -error;
+        } else {
+            pthread_mutex_unlock(&r->meta.lock);
+            result = -(known ? load_directory(r, ino) : load_inode(r, ino));
+            pthread_mutex_lock(&r->meta.lock);
         }
     }
-    return -EIO;
+    if (dir != NULL) {
+        node_let_go(r, dir);
+    }
+    pthread_mutex_unlock(&r->meta.lock);
+    return dir == NULL ? -ENOMEM : result != 0 ? result : -EIO;
 }
 
 typedef struct {
@@ -125,7 +128,7 @@ static int op_readlink(request *req)
         memcpy(req->out, node->target, node->target_len);
         req->out_len = node->target_len;
     }
-    node_put(req, node);
+    node_put(req->r, node);
     return result;
 }
 

@@ -32,42 +32,71 @@ static int changed_name_at(const request *req, size_t offset, const char **name,
     return result == 0 && (dots || memchr(*name, '/', *len) != NULL) ? -EINVAL : result;
 }
 
+/* Have what is missing loaded: 0 to look again, 1 when all is there, or -errno. The lock is held before and after. */
+static int load_missing(relay *r, inode *dir, const dentry *entry, const inode *child, bool with_node)
+{
+    if (dir->gone) {
+        return -ENOENT;
+    }
+    if (dir->valid && !S_ISDIR(dir->mode)) {
+        return -ENOTDIR;
+    }
+    bool known = dir->valid && (entry != NULL || dir->complete);
+    bool whole = entry == NULL || !with_node || (child->valid && !child->gone);
+    if (known && whole) {
+        return 1;
+    }
+    uint64_t missing = !dir->valid ? dir->ino : entry != NULL ? child->ino : 0;
+    pthread_mutex_unlock(&r->meta.lock);
+    int error = missing != 0 ? load_inode(r, missing) : load_directory(r, dir->ino);
+    pthread_mutex_lock(&r->meta.lock);
+    return -error;
+}
+
 /* With the lock held on success: the directory, and the name in it or NULL when it is known not to be there. With
  * `with_node` the inode that it names is known too. Repeats until memory and database agree. */
 static int find_name(request *req, uint64_t parent, const char *name, size_t len, bool with_node, inode **dir,
                      dentry **found, inode **node)
 {
     relay *r = req->r;
-    for (int tries = 0; tries < 16; tries++) {
-        pthread_mutex_lock(&r->meta.lock);
-        inode *d = meta_find(&r->meta, parent);
-        dentry *entry = d != NULL ? meta_name(&r->meta, d, name, len) : NULL;
-        inode *child = entry != NULL ? meta_find(&r->meta, entry->ino) : NULL;
-        bool settled = d != NULL && d->valid && (entry != NULL || d->complete) &&
-                       (entry == NULL || !with_node || (child != NULL && child->valid));
-        if (settled) {
-            *dir = d;
-            *found = entry;
-            if (node != NULL) {
-                *node = child;
-            }
-            return 0;
+    meta *m = &r->meta;
+    int result = 0;
+    dentry *entry = NULL;
+    inode *child = NULL;
+    pthread_mutex_lock(&m->lock);
+    inode *d = node_hold(r, parent); /* so that what is loaded stays until it is looked at */
+    for (int tries = 0; tries < 16 && d != NULL && result == 0; tries++) {
+        entry = d->valid ? meta_name(m, d, name, len) : NULL;
+        if (child != NULL && (entry == NULL || entry->ino != child->ino)) {
+            node_let_go(r, child);
+            child = NULL;
         }
-        bool is_dir = d == NULL || !d->valid || S_ISDIR(d->mode);
-        uint64_t missing = entry != NULL && d != NULL && d->valid ? entry->ino : 0;
-        bool unknown_dir = d == NULL || !d->valid;
-        pthread_mutex_unlock(&r->meta.lock);
-        if (!is_dir) {
-            return -ENOTDIR;
-        }
-        int error = unknown_dir ? load_inode(r, parent)
-                    : missing   ? load_inode(r, missing)
-                                : load_directory(r, parent);
-        if (error != 0) {
-            return -error;
+        if (entry != NULL && with_node && child == NULL && (child = node_hold(r, entry->ino)) == NULL) {
+            result = -ENOMEM;
+        } else {
+            result = load_missing(r, d, entry, child, with_node);
         }
     }
-    return -EIO;
+    if (result == 1) {
+        *dir = d;
+        *found = entry;
+        if (node != NULL) {
+            *node = child;
+        }
+        if (child != NULL) {
+            meta_unpin(m, child); /* with the lock it stays */
+        }
+        meta_unpin(m, d);
+        return 0;
+    }
+    if (child != NULL) {
+        node_let_go(r, child);
+    }
+    if (d != NULL) {
+        node_let_go(r, d);
+    }
+    pthread_mutex_unlock(&m->lock);
+    return d == NULL ? -ENOMEM : result != 0 ? result : -EIO;
 }
 
 static void reply_entry_lock_held(request *req, inode *node)
@@ -346,7 +375,7 @@ int op_link(request *req)
     }
     result = find_name(req, req->in->nodeid, name, len, false, &dir, &entry, NULL);
     if (result != 0) {
-        node_put(req, node);
+        node_put(req->r, node);
         return result;
     }
     if (S_ISDIR(node->mode)) {
@@ -387,8 +416,7 @@ static void drop_link(meta *m, inode *node, int64_t now)
     meta_dirty(m, node);
 }
 
-/* Delete an inode that has neither name nor user; lock held, given back. `node` is not pinned. */
-static void delete_unused(relay *r, inode *node)
+void delete_unused(relay *r, inode *node)
 {
     meta *m = &r->meta;
     bool unused = node->valid && node->nlink == 0 && !meta_in_use(m, node);
@@ -468,7 +496,7 @@ static int remove_name(request *req, bool directory)
         pthread_mutex_unlock(&m->lock);
         result = check_empty(req, node);
         if (result != 0) {
-            node_put(req, node);
+            node_put(req->r, node);
             return result;
         }
         meta_unpin(m, node);

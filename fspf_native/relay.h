@@ -145,9 +145,16 @@ int load_inode(relay *r, uint64_t ino);
 int load_directory(relay *r, uint64_t ino);
 /* The inode with known attributes, pinned; loads it if need be. 0 or -errno. The lock is not held before or after. */
 int node_get(request *req, uint64_t ino, inode **out);
-void node_put(request *req, inode *node);
 /* Make attributes what the mount's view shows. */
 void view_attr(const relay *r, struct fuse_attr *attr);
+/* The last one to let go of an inode without names and lookups deletes it. */
+void node_put(relay *r, inode *node);
+/* With the lock held: pin an inode, known or not, so that it stays once it is loaded (NULL: out of memory); unpin it,
+ * and drop it if it was not loaded. */
+inode *node_hold(relay *r, uint64_t ino);
+void node_let_go(relay *r, inode *node);
+/* Delete an inode that has neither name nor user; lock held, given back. `node` is not pinned by the caller. */
+void delete_unused(relay *r, inode *node);
 void fill_attr(const relay *r, const inode *node, struct fuse_attr *out);
 void fill_entry(const relay *r, const inode *node, struct fuse_entry_out *out);
 int64_t now_ns(void);

@@ -63,13 +63,13 @@ class Scripted:
 
     Args:
         answer: Called for each request but INIT; None: it stays unanswered, for `reply`.
-        flags: What the answer to INIT grants.
+        serve: Answer at all; otherwise another process does, at `descriptor`.
 
     Attributes:
         asked: All that came, in order.
     """
 
-    def __init__(self, answer: Callable[[Asked], Answer] | None = None) -> None:
+    def __init__(self, answer: Callable[[Asked], Answer] | None = None, *, serve: bool = True) -> None:
         ours, theirs = control_pair()
         self.relay_end = ours.detach()
         self._socket = theirs
@@ -78,7 +78,8 @@ class Scripted:
         self.counts: Counter[int] = Counter()
         self._came = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="control-plane", daemon=True)
-        self._thread.start()
+        if serve:
+            self._thread.start()
 
     def _run(self) -> None:
         while True:
@@ -119,14 +120,24 @@ class Scripted:
         with suppress(BrokenPipeError, ConnectionResetError):
             self._socket.send(message)
 
+    @property
+    def descriptor(self) -> int:
+        """The control plane's end, for a process that answers in our place."""
+        return self._socket.fileno()
+
     def die(self) -> None:
         """End as a process does that crashed."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    def leave(self) -> None:
+        """Close our descriptor only; whoever has another one goes on."""
+        self._socket.close()
+
     def close(self) -> None:
         self.die()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._socket.close()
 
 
@@ -274,6 +285,8 @@ class FakeMount:
     Args:
         volume: Open, and closed by somebody else afterwards.
         script: The control plane, in place of `Operations`.
+        started: Start, and negotiate INIT.
+        serve: Answer as the control plane; otherwise another process does.
     """
 
     def __init__(
@@ -286,12 +299,13 @@ class FakeMount:
         flags: Flag = w.LINUX_6_18,
         script: Callable[[Asked], Answer] | None = None,
         started: bool = True,
+        serve: bool = True,
     ) -> None:
         self.volume = volume
         self.operations = Operations(volume, Control(volume, mountpoint="/nowhere"), atime=atime)
         self.operations.native = True
         self.kernel = FakeKernel()
-        self.control = Scripted(script or ThroughOperations(self.operations))
+        self.control = Scripted(script or ThroughOperations(self.operations), serve=serve)
         self.plane = Plane(
             volume, self.operations, self.kernel.device, self.control.relay_end, atime=atime, cache_bytes=cache_bytes
         )
