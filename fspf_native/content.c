@@ -115,7 +115,7 @@ int content_flush_these(relay *r, const uint64_t *inos, size_t count)
         if (node != NULL) {
             int error = content_flush(r, node);
             result = result ? result : error;
-            unpin_inode(r, node);
+            node_put(r, node);
         }
     }
     return result;
@@ -168,6 +168,12 @@ int content_take_log(relay *r, const uint64_t *inos, size_t count, log_piece *pi
     }
     int result = meta_drain_gate_held(&r->meta, rows);
     pthread_rwlock_unlock(&r->meta.gate);
+    for (size_t i = 0; i < count; i++) { /* deleting needs the gate */
+        inode *node = pin_inode(r, inos[i]);
+        if (node != NULL) {
+            node_put(r, node);
+        }
+    }
     return result;
 }
 
