@@ -63,6 +63,11 @@ static int call_make(void *context, const struct fuse_in_header *in, const char 
               in->uid, in->gid, in->pid)
 }
 
+static int call_inherit(void *context, uint64_t dir, uint64_t ino, uint32_t mode)
+{
+    CALL_BACK(context, "inherit", "(KKI)", (unsigned long long)dir, (unsigned long long)ino, mode)
+}
+
 static int call_drain(void *context)
 {
     CALL_BACK(context, "apply", NULL)
@@ -149,7 +154,7 @@ static PyObject *relay_new_py(PyTypeObject *type, PyObject *args, PyObject *kwar
     };
     upcalls up = {
         .context = self, .load_inode = call_load_inode, .load_directory = call_load_directory, .make = call_make,
-        .drain = call_drain, .grow = call_grow, .fsync = call_fsync, .drop_capability = call_drop_capability,
+        .inherit = call_inherit, .drain = call_drain, .grow = call_grow, .fsync = call_fsync, .drop_capability = call_drop_capability,
         .check_xattr = call_check_xattr, .failed = call_failed,
     };
     self->state = state;

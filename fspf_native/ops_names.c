@@ -322,6 +322,7 @@ int op_tmpfile(request *req)
     memcpy(&in, req->arg, sizeof in);
     meta *m = &req->r->meta;
     inode *dir = NULL;
+    inode *node = NULL;
     int result = check_change(req);
     if (result == 0 && m->no_space) {
         result = -req->r->up.grow(req->r->up.context);
@@ -333,20 +334,32 @@ int op_tmpfile(request *req)
         return result;
     }
     pthread_mutex_lock(&m->lock);
-    inode *node = NULL;
+    bool inherits = !dir->no_xattrs; /* perhaps */
     if (!S_ISDIR(dir->mode) || dir->nlink == 0) {
         result = S_ISDIR(dir->mode) ? -ENOENT : -ENOTDIR;
     } else if ((node = new_inode(req, dir, S_IFREG | (in.mode & 07777), 0, in.umask, now_ns())) == NULL) {
         result = -ENOMEM;
     } else {
-        struct fuse_open_out out = {.open_flags = FOPEN_KEEP_CACHE};
         node->nlink = 0;
+        meta_pin(node);
+    }
+    pthread_mutex_unlock(&m->lock);
+    node_put(req->r, dir);
+    if (node == NULL) {
+        return result;
+    }
+    if (inherits) {
+        result = -req->r->up.inherit(req->r->up.context, req->in->nodeid, node->ino, in.mode & 07777);
+    }
+    if (result == 0) {
+        struct fuse_open_out out = {.open_flags = FOPEN_KEEP_CACHE};
+        pthread_mutex_lock(&m->lock);
         reply_entry_lock_held(req, node);
+        pthread_mutex_unlock(&m->lock);
         memcpy(req->out + req->out_len, &out, sizeof out);
         req->out_len += sizeof out;
     }
-    meta_unpin(m, dir);
-    pthread_mutex_unlock(&m->lock);
+    node_put(req->r, node); /* deletes it if it is not to be */
     return result;
 }
 

@@ -29,6 +29,8 @@ typedef struct {
     /* Make an inode where access lists have a say. */
     int (*make)(void *context, const struct fuse_in_header *in, const char *name, size_t len, uint32_t mode,
                 uint32_t rdev, uint32_t umask);
+    /* Give an inode without a name the list and mode that the directory's default list wants. */
+    int (*inherit)(void *context, uint64_t dir, uint64_t ino, uint32_t mode);
     int (*drain)(void *context);
     int (*grow)(void *context);
     int (*fsync)(void *context, uint64_t ino, bool data_only);

@@ -268,11 +268,7 @@ class Operations(pyfuse3.Operations):
             if default is None:
                 mode &= ~ctx.umask  # nothing to do where the kernel has done it
             else:
-                access, mode = acl.inherit(acl.parse(default), mode)
-                if not acl.is_minimal(access):
-                    xattrs[acl.ACCESS] = acl.pack(access)
-                if stat.S_ISDIR(mode):
-                    xattrs[acl.DEFAULT] = default
+                xattrs, mode = _inherited(default, mode)
         ino = volume.create_inode(
             parent, name, mode, uid=ctx.uid, gid=gid, rdev=rdev, target=target, xattrs=xattrs or None
         )
@@ -280,6 +276,18 @@ class Operations(pyfuse3.Operations):
         if not xattrs:
             self._absent[ino] = sum(_REMEMBERED_XATTRS.values())
         return attr
+
+    def inherit(self, parent_inode: int, inode: int, mode: int) -> None:
+        """Do for a file that the data plane made without a name what `make` does for others."""
+        volume, ino = self._volume, Ino(inode)
+        default = self._xattr(Ino(parent_inode), acl.DEFAULT)
+        if default is None:
+            return
+        xattrs, mode = _inherited(default, stat.S_IFREG | mode)
+        with volume.lock:  # one step for the commit
+            volume.setattr(ino, mode=stat.S_IMODE(mode))
+            for name, value in xattrs.items():
+                volume.setxattr(ino, name, value)
 
     @guarded
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
@@ -571,3 +579,12 @@ class Operations(pyfuse3.Operations):
         if name in {acl.ACCESS, acl.DEFAULT} and self._xattr(ino, name) is None:
             return  # other file systems do not mind, and the kernel removes a list so when it is set to an empty one
         self._volume.removexattr(ino, name)
+
+
+def _inherited(default: bytes, mode: int) -> tuple[dict[bytes, bytes], int]:
+    """Return lists and mode of something new in a directory with this default list."""
+    access, mode = acl.inherit(acl.parse(default), mode)
+    xattrs = {} if acl.is_minimal(access) else {acl.ACCESS: acl.pack(access)}
+    if stat.S_ISDIR(mode):
+        xattrs[acl.DEFAULT] = default
+    return xattrs, mode

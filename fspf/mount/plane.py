@@ -183,6 +183,10 @@ class Plane:
             "create", lambda: self._operations.make(parent, name, mode, ctx, rdev=rdev if not stat.S_ISREG(mode) else 0)
         )
 
+    def inherit(self, parent: int, ino: int, mode: int) -> int:
+        """Give a file without a name the access list that its directory's default list wants."""
+        return self._guarded("tmpfile", lambda: self._operations.inherit(parent, ino, mode))
+
     def apply(self) -> int:
         """Store what was answered ahead of the namespace."""
 

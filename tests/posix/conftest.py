@@ -6,13 +6,15 @@ A test that fails on ext4 is a wrong test. How a mount is made and ended is in t
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,10 +31,21 @@ class Place:
     kind: str
     root: Path
     site: Site | None = None
+    options: tuple[str, ...] = ()
 
     @property
     def is_fspf(self) -> bool:
         return self.site is not None
+
+    def can(self, call: Callable[..., object], *args: Any) -> bool:
+        """Make a call; False when it is one of those that need the data plane and there is none."""
+        try:
+            call(*args)
+        except OSError as exc:
+            if self.kind == "nonative" and exc.errno in {errno.EOPNOTSUPP, errno.ENODEV}:
+                return False
+            raise
+        return True
 
     @contextlib.contextmanager
     def may_differ(self, why: str) -> Iterator[None]:
@@ -49,7 +62,7 @@ class Place:
             self.site.umount()
             with pytest.MonkeyPatch.context() as patch:
                 patch.delenv(leftovers.MARK)  # the new daemon is not this test's, but the session's
-                self.site.mount(*SET_ID_AND_DEVICES)
+                self.site.mount(*SET_ID_AND_DEVICES, *self.options)
         else:
             os.sync()
 
@@ -67,19 +80,22 @@ def _on_ext4() -> Iterator[Place]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _on_fspf(scratch_root: Path) -> Iterator[Place]:
+def _on_fspf(scratch_root: Path, kind: str, *options: str) -> Iterator[Place]:
     base = Path(tempfile.mkdtemp(dir=scratch_root))
     for each in make_site(base):
         each.open_to_others()
-        each.mount(*SET_ID_AND_DEVICES)
+        each.mount(*SET_ID_AND_DEVICES, *options)
         each.mountpoint.chmod(0o777)
-        yield Place("fspf", each.mountpoint, each)
+        yield Place(kind, each.mountpoint, each, options)
 
 
-@pytest.fixture(scope="session", params=["ext4", "fspf"])
+@pytest.fixture(scope="session", params=["ext4", "fspf", "nonative"])
 def fs(request: pytest.FixtureRequest, scratch_root: Path) -> Iterator[Place]:
-    """The file system under test."""
-    yield from _on_ext4() if request.param == "ext4" else _on_fspf(scratch_root)
+    """The file system under test; "nonative": every request is answered in Python."""
+    if request.param == "ext4":
+        yield from _on_ext4()
+    else:
+        yield from _on_fspf(scratch_root, request.param, *(["nonative"] if request.param == "nonative" else []))
 
 
 @pytest.fixture
