@@ -214,7 +214,7 @@ class Relay:
     """The kernel's end of a mount: threads that answer requests, and what they know of inodes and names.
 
     `plane` is called back on those threads; its methods return an errno: load_inode(ino), load_directory(ino),
-    make(parent, name, mode, rdev, umask, uid, gid, pid), apply(), grow(), fsync(ino, data_only), drop_capability(ino),
+    make(parent, name, mode, rdev, umask, uid, gid, pid), inherit(parent, ino, mode), apply(), grow(), fsync(ino, data_only), drop_capability(ino),
     check_xattr(ino, name, flags), failed(handler, ino, exception).
     """
 
@@ -228,6 +228,7 @@ class Relay:
         *,
         cache_bytes: int = 33554432,
         atime: bool = True,
+        diratime: bool = True,
         read_only: bool = False,
         threads: int = 2,
         uring: bool = False,

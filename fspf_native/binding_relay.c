@@ -116,7 +116,7 @@ static int call_failed(void *context, const char *handler, uint64_t ino, fspf_st
 
 static PyObject *relay_new_py(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"", "", "", "", "cache_bytes", "atime", "read_only", "threads", "uring", "spin",
+    static char *keywords[] = {"", "", "", "", "cache_bytes", "atime", "diratime", "read_only", "threads", "uring", "spin",
                                "uid", "gid", "umask", NULL};
     module_state *state = PyType_GetModuleState(type);
     PyObject *store_object = NULL;
@@ -125,6 +125,7 @@ static PyObject *relay_new_py(PyTypeObject *type, PyObject *args, PyObject *kwar
     int control = -1;
     unsigned long long cache_bytes = 32u << 20;
     int atime = 1;
+    int diratime = 1;
     int read_only = 0;
     int uring = 0;
     int spin = 0;
@@ -133,8 +134,8 @@ static PyObject *relay_new_py(PyTypeObject *type, PyObject *args, PyObject *kwar
     long long gid = -1;
     long long umask = -1;
     fspf_error err = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!iiO|$KppIppLLL:Relay", keywords, state->store_type, &store_object,
-                                     &device, &control, &plane, &cache_bytes, &atime, &read_only, &threads, &uring, &spin, &uid, &gid,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!iiO|$KpppIppLLL:Relay", keywords, state->store_type, &store_object,
+                                     &device, &control, &plane, &cache_bytes, &atime, &diratime, &read_only, &threads, &uring, &spin, &uid, &gid,
                                      &umask)) {
         return NULL;
     }
@@ -148,7 +149,7 @@ static PyObject *relay_new_py(PyTypeObject *type, PyObject *args, PyObject *kwar
         return NULL;
     }
     relay_options options = {
-        .read_only = read_only, .atime = atime, .threads = threads, .uring = uring, .spin = spin, .view = uid >= 0 || gid >= 0 || umask >= 0,
+        .read_only = read_only, .atime = atime, .diratime = diratime, .threads = threads, .uring = uring, .spin = spin, .view = uid >= 0 || gid >= 0 || umask >= 0,
         .view_uid = uid >= 0 ? (uint32_t)uid : UINT32_MAX, .view_gid = gid >= 0 ? (uint32_t)gid : UINT32_MAX,
         .view_umask = umask >= 0 ? (uint32_t)umask : UINT32_MAX,
     };

@@ -335,12 +335,8 @@ static bool room_for_name(inode *dir)
     return true;
 }
 
-dentry *meta_add_name(meta *m, inode *dir, uint64_t cookie, const char *name, size_t len, uint64_t ino, uint8_t type,
-                      bool stored)
+static dentry *new_name(meta *m, inode *dir, uint64_t cookie, const char *name, size_t len, uint64_t ino, uint8_t type)
 {
-    if (len > NAME_MAX_BYTES || !room_for_name(dir)) {
-        return NULL;
-    }
     dentry *d = calloc(1, sizeof *d + len);
     if (d == NULL) {
         return NULL;
@@ -352,12 +348,27 @@ dentry *meta_add_name(meta *m, inode *dir, uint64_t cookie, const char *name, si
     d->cookie = cookie;
     d->ino = ino;
     d->type = type;
-    d->stored = stored;
     d->len = (uint16_t)len;
     memcpy(d->name, name, len);
     d->hash = hash_name(m, dir->ino, name, len);
     d->chain = m->buckets[d->hash & (m->bucket_count - 1)];
     m->buckets[d->hash & (m->bucket_count - 1)] = d;
+    m->name_total++;
+    m->bytes += NAME_COST + len;
+    return d;
+}
+
+dentry *meta_add_name(meta *m, inode *dir, uint64_t cookie, const char *name, size_t len, uint64_t ino, uint8_t type,
+                      bool stored)
+{
+    if (len > NAME_MAX_BYTES || !room_for_name(dir)) {
+        return NULL;
+    }
+    dentry *d = new_name(m, dir, cookie, name, len, ino, type);
+    if (d == NULL) {
+        return NULL;
+    }
+    d->stored = stored;
     size_t at = dir->name_count;
     if (at > 0 && dir->names[at - 1].cookie >= cookie) {
         at = meta_first_after(dir, cookie);
@@ -366,8 +377,6 @@ dentry *meta_add_name(meta *m, inode *dir, uint64_t cookie, const char *name, si
     dir->names[at] = (name_place){cookie, d};
     dir->name_count++;
     dir->live++;
-    m->name_total++;
-    m->bytes += NAME_COST + len;
     return d;
 }
 
@@ -448,6 +457,23 @@ bool meta_remove_name(meta *m, dentry *name, bool tell)
     }
     free_name(m, name);
     return true;
+}
+
+dentry *meta_rename_name(meta *m, dentry *name, const char *text, size_t len)
+{
+    inode *dir = name->dir;
+    dentry *renamed = len > NAME_MAX_BYTES ? NULL : new_name(m, dir, name->cookie, text, len, name->ino, name->type);
+    if (renamed == NULL) {
+        return NULL;
+    }
+    if (name->stored && !note_removed(m, dir->ino, name->cookie)) {
+        free_name(m, renamed);
+        return NULL;
+    }
+    dir->names[meta_first_after(dir, name->cookie - 1)].name = renamed;
+    free_name(m, name);
+    meta_name_dirty(m, renamed);
+    return renamed;
 }
 
 void meta_drop_names(meta *m, inode *dir)

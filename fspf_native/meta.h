@@ -127,6 +127,9 @@ dentry *meta_name(meta *m, const inode *dir, const char *name, size_t len);
 dentry *meta_add_name(meta *m, inode *dir, uint64_t cookie, const char *name, size_t len, uint64_t ino, uint8_t type,
                       bool stored);
 void meta_name_dirty(meta *m, dentry *name);
+/* Give a name another text in its place, so that who reads the directory meets it once; the database is told. The new
+ * one, or NULL when out of memory. */
+dentry *meta_rename_name(meta *m, dentry *name, const char *text, size_t len);
 /* Take a name away; the database is told with the next drain when `tell`. */
 bool meta_remove_name(meta *m, dentry *name, bool tell);
 /* First place in dir->names whose cookie is above. */

@@ -97,7 +97,7 @@ static int read_directory(request *req, bool plus)
             more = add(&l, name->name, name->len, name->ino, name->cookie + OWN_COOKIES, name->type, node);
         }
     }
-    if (more) {
+    if (more && req->r->options.diratime) {
         touch_atime_lock_held(req->r, dir);
     }
     meta_shrink(m);
@@ -127,6 +127,11 @@ static int op_readlink(request *req)
     } else {
         memcpy(req->out, node->target, node->target_len);
         req->out_len = node->target_len;
+    }
+    if (result == 0) {
+        pthread_mutex_lock(&req->r->meta.lock);
+        touch_atime_lock_held(req->r, node);
+        pthread_mutex_unlock(&req->r->meta.lock);
     }
     node_put(req->r, node);
     return result;

@@ -109,26 +109,47 @@ static void reply_entry_lock_held(request *req, inode *node)
     (void)meta_set_lookups(m, node->ino, meta_lookups(m, node->ino) + (UINT64_C(1) << 32));
 }
 
-/* . and .., which only those ask for who have a handle of the inode and no path. */
-static int lookup_dots(request *req, bool up)
+/* .. of a directory, which only those ask for who have a handle of it and no path. */
+static int lookup_parent(request *req)
 {
     relay *r = req->r;
     inode *node = NULL;
     int result = node_get(req, req->in->nodeid, &node);
-    if (result == 0 && up) {
-        pthread_mutex_lock(&r->meta.lock);
-        bool is_dir = S_ISDIR(node->mode);
-        uint64_t parent = node->parent != 0 ? node->parent : ROOT_INO;
-        meta_unpin(&r->meta, node);
-        pthread_mutex_unlock(&r->meta.lock);
-        result = is_dir ? node_get(req, parent, &node) : -ENOTDIR;
+    if (result != 0) {
+        return result;
     }
+    pthread_mutex_lock(&r->meta.lock);
+    bool is_dir = S_ISDIR(node->mode);
+    uint64_t parent = node->parent != 0 ? node->parent : ROOT_INO;
+    pthread_mutex_unlock(&r->meta.lock);
+    node_put(r, node);
+    result = is_dir ? node_get(req, parent, &node) : -ENOTDIR;
     if (result == 0) {
         pthread_mutex_lock(&r->meta.lock);
         reply_entry_lock_held(req, node);
-        meta_unpin(&r->meta, node);
         pthread_mutex_unlock(&r->meta.lock);
+        node_put(r, node);
     }
+    return result;
+}
+
+/* The kernel has a file handle of an inode that it does not know. What has no name is nobody's any more, even if its
+ * FORGET has not come yet. */
+static int lookup_handle(request *req)
+{
+    inode *node = NULL;
+    int result = req->in->nodeid > INT64_MAX ? -ESTALE : node_get(req, req->in->nodeid, &node);
+    if (result != 0) {
+        return result == -ENOENT ? -ESTALE : result;
+    }
+    pthread_mutex_lock(&req->r->meta.lock);
+    if (node->nlink == 0 || node->gone) {
+        result = -ESTALE;
+    } else {
+        reply_entry_lock_held(req, node);
+    }
+    pthread_mutex_unlock(&req->r->meta.lock);
+    node_put(req->r, node);
     return result;
 }
 
@@ -144,7 +165,7 @@ int op_lookup(request *req)
         return result;
     }
     if (name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.'))) {
-        return lookup_dots(req, len == 2);
+        return len == 1 ? lookup_handle(req) : lookup_parent(req);
     }
     result = find_name(req, req->in->nodeid, name, len, true, &dir, &entry, &node);
     if (result != 0) {
@@ -615,10 +636,34 @@ static void moved_to(meta *m, inode *node, inode *from, inode *to, int64_t now)
     meta_dirty(m, node);
 }
 
-/* Lock held. The places were checked and found. */
-static int do_rename(meta *m, end *from, end *to, uint32_t flags)
+/* What overlayfs leaves where a file of a lower layer was: a character device 0:0. Lock held. */
+static int leave_whiteout(request *req, end *from, int64_t now)
 {
+    inode *white = new_inode(req, from->dir, S_IFCHR, 0, 0, now);
+    if (white == NULL) {
+        return -ENOMEM;
+    }
+    from->entry->ino = white->ino;
+    from->entry->type = type_of(white->mode);
+    meta_name_dirty(&req->r->meta, from->entry);
+    return 0;
+}
+
+/* The old name goes, or is left as a whiteout. Lock held. */
+static int leave_old_name(request *req, end *from, uint32_t flags, int64_t now)
+{
+    if ((flags & RENAME_WHITEOUT) != 0) {
+        return leave_whiteout(req, from, now);
+    }
+    return meta_remove_name(&req->r->meta, from->entry, true) ? 0 : -ENOMEM;
+}
+
+/* Lock held. The places were checked and found. */
+static int do_rename(request *req, end *from, end *to, uint32_t flags)
+{
+    meta *m = &req->r->meta;
     int64_t now = now_ns();
+    int result = 0;
     if ((flags & RENAME_EXCHANGE) != 0) {
         from->entry->ino = to->node->ino;
         from->entry->type = type_of(to->node->mode);
@@ -628,6 +673,12 @@ static int do_rename(meta *m, end *from, end *to, uint32_t flags)
         meta_name_dirty(m, to->entry);
         moved_to(m, from->node, from->dir, to->dir, now);
         moved_to(m, to->node, to->dir, from->dir, now);
+    } else if (to->entry == NULL && from->dir == to->dir && (flags & RENAME_WHITEOUT) == 0) {
+        from->entry = to->entry = meta_rename_name(m, from->entry, to->name, to->len);
+        if (to->entry == NULL) {
+            return -ENOMEM;
+        }
+        moved_to(m, from->node, from->dir, to->dir, now);
     } else {
         if (to->entry == NULL) {
             to->entry = meta_add_name(m, to->dir, atomic_fetch_add(&m->next_cookie, 1), to->name, to->len,
@@ -644,8 +695,9 @@ static int do_rename(meta *m, end *from, end *to, uint32_t flags)
             drop_link(m, to->node, now);
         }
         meta_name_dirty(m, to->entry);
-        if (!meta_remove_name(m, from->entry, true)) {
-            return -ENOMEM;
+        result = leave_old_name(req, from, flags, now);
+        if (result != 0) {
+            return result;
         }
         moved_to(m, from->node, from->dir, to->dir, now);
     }
@@ -681,7 +733,7 @@ static int rename_names(request *req, end *from, end *to, uint32_t flags)
         from->entry = meta_name(m, from->dir, from->name, from->len);
         to->entry = meta_name(m, to->dir, to->name, to->len);
         result = from->entry == NULL || (to->entry != NULL) != (to->node != NULL) ? -ESTALE
-                                                                                  : do_rename(m, from, to, flags);
+                                                                                  : do_rename(req, from, to, flags);
     }
     if (from->node != NULL) {
         meta_unpin(m, from->node);
@@ -714,9 +766,12 @@ static int rename_request(request *req, uint64_t new_parent, uint32_t flags, siz
     if (result == 0) {
         result = changed_name_at(req, offset + from.len + 1, &to.name, &to.len);
     }
-    if (result == 0 && ((flags & ~(uint32_t)(RENAME_NOREPLACE | RENAME_EXCHANGE)) != 0 ||
-                        flags == (RENAME_NOREPLACE | RENAME_EXCHANGE))) {
+    uint32_t known = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT;
+    if (result == 0 && ((flags & ~known) != 0 || ((flags & RENAME_EXCHANGE) != 0 && flags != RENAME_EXCHANGE))) {
         result = -EINVAL;
+    }
+    if (result == 0 && (flags & RENAME_WHITEOUT) != 0 && req->r->meta.no_space) {
+        result = -req->r->up.grow(req->r->up.context);
     }
     return result != 0 ? result : rename_names(req, &from, &to, flags);
 }

@@ -42,7 +42,7 @@ typedef struct {
 } upcalls;
 
 typedef struct {
-    bool read_only, atime, view, uring, spin;
+    bool read_only, atime, diratime, view, uring, spin;
     uint32_t view_uid, view_gid, view_umask; /* UINT32_MAX: as stored */
     uint32_t threads;
 } relay_options;
@@ -158,6 +158,8 @@ void node_let_go(relay *r, inode *node);
 /* Delete an inode that has neither name nor user; lock held, given back. `node` is not pinned by the caller. */
 void delete_unused(relay *r, inode *node);
 void fill_attr(const relay *r, const inode *node, struct fuse_attr *out);
+/* As the options uid, gid and umask want it seen. */
+void view_attr(const relay *r, struct fuse_attr *attr);
 void fill_entry(const relay *r, const inode *node, struct fuse_entry_out *out);
 int64_t now_ns(void);
 static inline uint8_t type_of(uint32_t mode)

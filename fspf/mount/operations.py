@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CAPABILITY: Final = b"security.capability"
+_TRUSTED: Final = b"trusted."  # attributes that only root is told of
+_PREFIXES: Final = {b"user.", _TRUSTED, b"security."}
+_SYSTEM: Final = b"system."  # those that mean something to the kernel
+_MAX_INO: Final = 2**63 - 1
 _RELATIME_NS: Final = 24 * 3600 * 10**9  # an access time older than this is renewed in any case
 _FIRST_BATCH: Final = 128  # directory entries read for the first request; then as many as the last one took
 _OWN_COOKIES: Final = 2  # offsets 1 and 2 are . and ..; the volume's cookies follow
@@ -102,6 +106,7 @@ class Operations(pyfuse3.Operations):
         volume: Open; closed by somebody else, after `forget_all`.
         control: Answers the virtual attributes of the root directory.
         atime: Keep access times as relatime does.
+        diratime: Those of directories, too.
     """
 
     supports_dot_lookup = True
@@ -110,7 +115,13 @@ class Operations(pyfuse3.Operations):
     native = False  # the data plane answers most requests: what is remembered here of attributes is not complete
 
     def __init__(
-        self, volume: Volume, control: Control, *, atime: bool = True, boundary: Boundary | None = None
+        self,
+        volume: Volume,
+        control: Control,
+        *,
+        atime: bool = True,
+        diratime: bool = True,
+        boundary: Boundary | None = None,
     ) -> None:
         super().__init__()
         self.boundary = boundary or Boundary()
@@ -118,6 +129,7 @@ class Operations(pyfuse3.Operations):
         self._volume = volume
         self._control = control
         self._atime = atime and not volume.read_only
+        self._diratime = self._atime and diratime
         self._known: dict[int, int] = {}  # inode → how often the kernel looked it up
         self._files: dict[int, _OpenedFile] = {}
         self._directories: dict[int, _OpenedDirectory] = {}
@@ -189,8 +201,13 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         volume = self._volume
         parent = Ino(parent_inode)
+        if name in {b".", b".."} and parent_inode > _MAX_INO:  # a file handle that somebody made up
+            raise FUSEError(errno.ESTALE)
         if name == b".":
-            return self._looked_up(volume.getattr(parent))
+            attr = volume.getattr(parent)
+            if attr.nlink == 0:  # it is about to be forgotten: the kernel asks of what it does not know itself
+                raise FUSEError(errno.ESTALE)
+            return self._looked_up(attr)
         if name == b"..":
             return self._looked_up(volume.getattr(volume.parent(parent)))
         try:
@@ -239,7 +256,10 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return self._volume.readlink(Ino(inode))
+        target = self._volume.readlink(Ino(inode))
+        if self._atime:
+            self._renew_atime(Ino(inode))
+        return target
 
     # -- making names
 
@@ -452,7 +472,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.ENOTDIR)
         number = self._new_handle()
         self._volume.hold(ino)
-        self._directories[number] = _OpenedDirectory(ino, atime_due=self._atime)
+        self._directories[number] = _OpenedDirectory(ino, atime_due=self._diratime)
         return number
 
     @guarded
@@ -539,7 +559,8 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
-        return self._volume.listxattr(Ino(inode))
+        names = self._volume.listxattr(Ino(inode))
+        return names if ctx.uid == 0 else [name for name in names if not name.startswith(_TRUSTED)]
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
@@ -552,7 +573,16 @@ class Operations(pyfuse3.Operations):
         if name in {acl.ACCESS, acl.DEFAULT}:
             self._set_acl(ino, name, value, ctx)
             return
-        self._volume.setxattr(ino, name, value)
+        if name.startswith(_SYSTEM):
+            raise FUSEError(errno.EOPNOTSUPP)
+        if name in _PREFIXES:
+            raise FUSEError(errno.EINVAL)
+        try:
+            self._volume.setxattr(ino, name, value)
+        except OSError as exc:
+            if exc.errno == errno.ENOSPC and exc.filename is not None:
+                raise FUSEError(errno.ENOSPC) from exc  # no room in the list of this inode: nothing for the log
+            raise
         self._xattr_appears(ino, name)
 
     def _set_acl(self, ino: Ino, name: bytes, value: bytes, ctx: RequestContext) -> None:

@@ -81,7 +81,7 @@ async def serve(plan: Plan, open_cas: Callable[[], Cas], on_live: Callable[[], N
         os.chdir("/")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # from here on only `_Session` listens, and nothing hurries the end
-        operations = Operations(volume, control, atime=options.atime)
+        operations = Operations(volume, control, atime=options.atime, diratime=options.diratime)
         stack.callback(operations.forget_all)
         control.add_counters(operations.boundary.counters)
         session = _Session(plan, volume, operations, upkeep, on_live)
@@ -182,6 +182,7 @@ class _Session:
             device,
             ours.detach(),
             atime=options.atime,
+            diratime=options.diratime,
             cache_bytes=options.meta_cache_bytes,
             uring=options.uring,
             spin=options.spin,

@@ -596,10 +596,13 @@ class InodeVolume:
         now = now_ns()
         namespace = self.namespace
         with namespace.change():
-            namespace.remove_entry(old_parent, old_name)
-            if replaced is None:
+            if replaced is None and old_parent == new_parent:
+                namespace.rename_entry(old_parent, old_name, new_name)
+            elif replaced is None:
+                namespace.remove_entry(old_parent, old_name)
                 namespace.add_entry(new_parent, new_name, row.ino)
             else:
+                namespace.remove_entry(old_parent, old_name)
                 namespace.set_entry(new_parent, new_name, row.ino)
                 self._drop_name(replaced, now)
             if row.is_dir:
@@ -706,6 +709,7 @@ class InodeVolume:
                 raise error(errno.EEXIST, name)
             if not exists and flags & XATTR_REPLACE:
                 raise error(errno.ENODATA, name)
+            self.check_growth()
             names = self.namespace.xattrs(ino)
             if not exists and sum(map(len, names)) + len(names) + len(name) + 1 > XATTR_LIST_MAX:
                 raise error(errno.ENOSPC, name)

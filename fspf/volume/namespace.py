@@ -497,6 +497,11 @@ class Namespace:
         with self.translated():
             self._execute("UPDATE dirent SET ino = ? WHERE parent = ? AND name = ?", (ino, parent, name))
 
+    def rename_entry(self, parent: Ino, old: bytes, new: bytes) -> None:
+        """Give an entry another name in its place, so that who reads the directory meanwhile meets it once."""
+        with self.translated():
+            self._execute("UPDATE dirent SET name = ? WHERE parent = ? AND name = ?", (new, parent, old))
+
     def remove_entry(self, parent: Ino, name: bytes) -> None:
         with self.translated():
             self._execute("DELETE FROM dirent WHERE parent = ? AND name = ?", (parent, name))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.posix.conftest import Place
 from tests.support.posix import (
     ALICE,
     BOB,
@@ -193,19 +194,34 @@ def test_flags_that_are_refused(d: Path) -> None:
     assert names(d) == ["a", "b", "dir"]
 
 
-def test_whiteout(d: Path) -> None:
-    """What overlayfs asks of an upper layer. A file system that cannot says EINVAL."""
-    make("file", d / "a")
+@pytest.mark.parametrize("where", ["new", "replaced", "another directory"])
+@pytest.mark.parametrize("kind", ["file", "dir"])
+def test_whiteout(d: Path, fs: Place, kind: str, where: str) -> None:
+    """What overlayfs asks of an upper layer (generic/078)."""
+    make(kind, d / "a")
+    (d / "dir").mkdir()
+    target = {"new": d / "b", "replaced": d / "b", "another directory": d / "dir" / "b"}[where]
+    if where == "replaced":
+        make(kind, target)
     before = identity(d / "a")
-    try:
-        renameat2(d / "a", d / "b", RENAME_WHITEOUT)
-    except OSError as exc:
-        assert exc.errno == errno.EINVAL  # noqa: PT017  # one of two answers that are right
+    if fs.kind == "nonative":
+        ROOT.gets(errno.EINVAL, renameat2, d / "a", target, RENAME_WHITEOUT)
         assert identity(d / "a") == before
         return
-    assert identity(d / "b") == before
-    info = os.lstat(d / "a")
-    assert (stat.S_IFMT(info.st_mode), info.st_rdev) == (stat.S_IFCHR, 0)
+    with changes((d, "mc")):
+        renameat2(d / "a", target, RENAME_WHITEOUT)
+    for _ in range(2):
+        assert identity(target) == before
+        info = os.lstat(d / "a")
+        assert (info.st_mode, info.st_rdev, info.st_nlink) == (stat.S_IFCHR, 0, 1)
+        assert names(d) == sorted({"a", "dir", *(["b"] if where != "another directory" else [])})
+        fs.remount()
+    assert d.stat().st_nlink == 3 + (kind == "dir" and where != "another directory")
+    make("file", d / "c")
+    renameat2(d / "c", d / "a", 0)
+    assert stat.S_ISREG(os.lstat(d / "a").st_mode)
+    make("file", d / "e")
+    ROOT.gets(errno.EEXIST, renameat2, d / "e", d / "a", RENAME_WHITEOUT | RENAME_NOREPLACE)
 
 
 # -- permissions
