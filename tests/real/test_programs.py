@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import shutil
 import sqlite3
 import subprocess
@@ -298,58 +297,7 @@ def test_python_runs_from_the_mount(mnt: Path) -> None:
     assert text.strip() == str(mnt / "fspf" / "__init__.py")
 
 
-# -- random operations on one file, against a model (as fsx does)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_random_operations_on_a_file(site: Site, mnt: Path, seed: int) -> None:
-    import mmap
-
-    rng = random.Random(seed)
-    path = mnt / "file"
-    model = bytearray()
-    path.touch()
-    limit = 300_000
-    descriptor = os.open(path, os.O_RDWR)
-    for step in range(1500):
-        what = rng.choice("wwwrrrtmmsfor")
-        at, length = rng.randrange(limit), rng.randrange(1, 30_000)
-        if what == "w":
-            data = rng.randbytes(length)
-            assert os.pwrite(descriptor, data, at) == length
-            if len(model) < at:
-                model += bytes(at - len(model))
-            model[at : at + length] = data
-        elif what == "r":
-            assert os.pread(descriptor, length, at) == model[at : at + length], f"step {step}: read {length} at {at}"
-        elif what == "t":
-            os.ftruncate(descriptor, at)
-            model[at:] = bytes(max(0, at - len(model)))
-        elif what == "m" and model:
-            with mmap.mmap(descriptor, len(model)) as mapped:
-                at %= len(model)
-                if rng.random() < 0.5:
-                    data = rng.randbytes(min(length, len(model) - at))
-                    mapped[at : at + len(data)] = data
-                    model[at : at + len(data)] = data
-                else:
-                    assert mapped[at : at + length] == model[at : at + length], f"step {step}: mapped {length} at {at}"
-        elif what == "f":
-            os.fsync(descriptor)
-        elif what == "o":
-            os.close(descriptor)
-            descriptor = os.open(path, os.O_RDWR)
-        elif what == "s" and rng.random() < 0.1:
-            os.close(descriptor)
-            site.umount()
-            site.mount()
-            descriptor = os.open(path, os.O_RDWR)
-        assert os.fstat(descriptor).st_size == len(model), f"step {step}: {what} {at} {length}"
-    os.close(descriptor)
-    site.umount()
-    site.mount()
-    assert path.read_bytes() == model
-
+# -- many that sync
 
 FSYNCER = """
 import os, sys
