@@ -1,8 +1,9 @@
 /* Read or write files front to back, one thread each, and say how long it took: where Python's own time would blur the result.
  *
- *   stream write|overwrite|read BLOCK BYTES buffered|direct FILE...
+ *   stream write|overwrite|read BLOCK BYTES LIMIT buffered|direct FILE...
  *
- * Prints "seconds seconds_with_fsync". `write` creates the files anew; BYTES are per file. Reading sums what it read. */
+ * Prints "bytes seconds seconds_with_fsync". `write` creates the files anew; BYTES are per file, those printed of all files.
+ * Ends early after LIMIT seconds, if that is not 0. */
 
 #define _GNU_SOURCE
 
@@ -20,6 +21,7 @@ struct job {
     const char *path;
     size_t block;
     size_t bytes;
+    double end; /* 0: never */
     int flags;
     int descriptor;
     char *buffer;
@@ -43,7 +45,11 @@ static void *move(void *argument)
 {
     struct job *job = argument;
     const int writing = (job->flags & O_ACCMODE) != O_RDONLY;
-    for (size_t done = 0; done < job->bytes;) {
+    size_t done = 0;
+    for (size_t calls = 0; done < job->bytes; calls++) {
+        if (job->end > 0 && calls % 16 == 0 && now() > job->end) {
+            break;
+        }
         ssize_t n = writing ? write(job->descriptor, job->buffer, job->block)
                             : read(job->descriptor, job->buffer, job->block);
         if (n <= 0) {
@@ -54,6 +60,7 @@ static void *move(void *argument)
         }
         done += (size_t)n;
     }
+    job->bytes = done;
     return NULL;
 }
 
@@ -84,22 +91,22 @@ static void each(struct job *jobs, int count, void *(*action)(void *))
 
 int main(int argc, char **argv)
 {
-    if (argc < 6) {
-        fprintf(stderr, "usage: stream write|overwrite|read BLOCK BYTES buffered|direct FILE...\n");
+    if (argc < 7) {
+        fprintf(stderr, "usage: stream write|overwrite|read BLOCK BYTES LIMIT buffered|direct FILE...\n");
         return 2;
     }
-    const int direct = strcmp(argv[4], "direct") == 0 ? O_DIRECT : 0;
+    const int direct = strcmp(argv[5], "direct") == 0 ? O_DIRECT : 0;
     const int flags = strcmp(argv[1], "write") == 0  ? O_WRONLY | O_CREAT | O_TRUNC
                       : strcmp(argv[1], "read") == 0 ? O_RDONLY
                                                      : O_WRONLY;
-    const int count = argc - 5;
+    const int count = argc - 6;
     struct job *jobs = calloc((size_t)count, sizeof *jobs);
     if (jobs == NULL) {
         return 1;
     }
     for (int i = 0; i < count; i++) {
         struct job *job = &jobs[i];
-        *job = (struct job){.path = argv[5 + i], .block = strtoul(argv[2], NULL, 10), .flags = flags};
+        *job = (struct job){.path = argv[6 + i], .block = strtoul(argv[2], NULL, 10), .flags = flags};
         job->bytes = strtoul(argv[3], NULL, 10);
         if (posix_memalign((void **)&job->buffer, 4096, job->block) != 0) {
             die("memory", job->path);
@@ -115,13 +122,21 @@ int main(int argc, char **argv)
             die("open", job->path);
         }
     }
+    const double limit = strtod(argv[4], NULL);
     const double begin = now();
+    for (int i = 0; i < count; i++) {
+        jobs[i].end = limit > 0 ? begin + limit : 0;
+    }
     each(jobs, count, move);
     const double moved = now();
     if (flags != O_RDONLY) {
         each(jobs, count, sync_one);
     }
     const double synced = now();
-    printf("%.9f %.9f\n", moved - begin, synced - begin);
+    size_t total = 0;
+    for (int i = 0; i < count; i++) {
+        total += jobs[i].bytes;
+    }
+    printf("%zu %.9f %.9f\n", total, moved - begin, synced - begin);
     return 0;
 }
