@@ -29,7 +29,7 @@ from fspf.volume.layout import Layout
 from fspf.volume.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
     from fspf.core.anchor import Cas
@@ -80,11 +80,14 @@ async def serve(plan: Plan, open_cas: Callable[[], Cas], on_live: Callable[[], N
         stack.callback(volume.close)
         os.chdir("/")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # from here on only `_Session` listens, and nothing hurries the end
+            signal.signal(number, signal.SIG_IGN)  # nothing hurries the end …
+        # … and from here on only `_Session` listens. What comes before it runs waits for it: nothing may be mounted by then
+        # that no signal ends.
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         operations = Operations(volume, control, atime=options.atime, diratime=options.diratime)
         stack.callback(operations.forget_all)
         control.add_counters(operations.boundary.counters)
-        session = _Session(plan, volume, operations, upkeep, on_live)
+        session = _Session(plan, volume, operations, upkeep, on_live, signals)
         session.mount()
         stack.callback(session.close)
         if session.plane is not None:
@@ -130,9 +133,16 @@ class _Session:
     """The connection to the kernel."""
 
     def __init__(
-        self, plan: Plan, volume: Volume, operations: Operations, upkeep: Upkeep, on_live: Callable[[], None]
+        self,
+        plan: Plan,
+        volume: Volume,
+        operations: Operations,
+        upkeep: Upkeep,
+        on_live: Callable[[], None],
+        signals: AsyncIterator[int],
     ) -> None:
         self._plan = plan
+        self._signals = signals
         self._volume = volume
         self.plane: Plane | None = None
         self._until_live = ExitStack()
@@ -237,15 +247,14 @@ class _Session:
 
     async def _listen(self, nursery: trio.Nursery) -> None:
         """Unmount at the first SIGTERM or SIGINT; later ones change nothing."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                if self._leaving:
-                    log.info("signal %d: already unmounting", number)
-                    continue
-                self._leaving = True
-                log.info("signal %d: unmounting", number)
-                notify_systemd("STOPPING=1")
-                nursery.start_soon(self._leave)
+        async for number in self._signals:
+            if self._leaving:
+                log.info("signal %d: already unmounting", number)
+                continue
+            self._leaving = True
+            log.info("signal %d: unmounting", number)
+            notify_systemd("STOPPING=1")
+            nursery.start_soon(self._leave)
 
     async def _leave(self) -> None:
         """Unmount; take the file system from users who stay after a while. What they had written is committed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -281,6 +282,28 @@ def test_a_signal_unmounts_and_commits(site: Site, mnt: Path, number: signal.Sig
     assert not site.is_mounted()
     site.mount()
     assert (mnt / "f").read_bytes() == b"x" * 3_000_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_mounting_is_not_lost(site: Site, number: signal.Signals) -> None:
+    """As `systemctl stop` right after the start: the daemon that did not hear it served for ever."""
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        watch = select.poll()
+        watch.register(mounts, select.POLLPRI | select.POLLERR)
+        process = subprocess.Popen(
+            site.command("mount", "-f", site.volume, site.mountpoint), env=site.environment, stderr=subprocess.DEVNULL
+        )
+        try:
+            while not site.is_mounted():
+                assert process.poll() is None
+                watch.poll(1000)
+            process.send_signal(number)  # nothing is answered yet: the daemon has only just called mount(2)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+            process.wait()
+    assert not site.is_mounted()
+    site.mount()  # the lease and the lock were given back
 
 
 WRITER = """
