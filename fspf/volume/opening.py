@@ -179,12 +179,14 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
     claimed: list[RootRecord] = []
     damaged: dict[str, str] = {}  # root files that hold no root, and why
     refused = False
+    absent = False  # root.a is missing
     newer: UnsupportedFormatError | None = None
     other_versions: dict[int, str] = {}
     for name, raw in layout.read_roots().items():
         if isinstance(raw, IntegrityError):
             if record.anchor.generation > 1 or name != ROOT_NAMES[0]:  # generation 2 comes with the second commit
                 damaged[name] = str(raw)
+                absent = absent or name == ROOT_NAMES[0]
             continue
         if record.anchor.generation <= 1 and not any(raw):
             continue  # the second root of a volume with one commit
@@ -212,6 +214,8 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
                     f"generation {root.generation} belongs into the other root file: files were tampered with"
                 )
                 refused = True
+    if absent and [root.generation for root in claimed] == [1] and claimed[0].log_follows:
+        damaged.pop(ROOT_NAMES[0])  # it comes with the second root record; the log has gone on meanwhile
     problems += [f"{name}: {why}" for name, why in damaged.items()]
     keyring = layout.read_keyring(record.epoch)
     epoch_keys, keyring_problems = _open_keyring(header, record, keyring)

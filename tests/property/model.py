@@ -377,8 +377,13 @@ class Model:
                 if other.entries:
                     raise fail(errno.ENOTEMPTY)
                 self._flush(node.ino)  # no commit has the new name without the new data
-            del source.entries[old_name]
-            target.entries[new_name] = node.ino
+            if other is None and source is target:  # the name keeps its place: who reads the directory meets it once
+                entries = {new_name if name == old_name else name: ino for name, ino in source.entries.items()}
+                source.entries.clear()
+                source.entries.update(entries)
+            else:
+                del source.entries[old_name]
+                target.entries[new_name] = node.ino
             node.ctime = self.clock.now
             if node.is_dir:
                 node.parent = target.ino

@@ -98,7 +98,7 @@ MALFORMED: dict[str, tuple[Op, bytes, int]] = {
     "rename: to ..": (Op.RENAME, w.RENAME_IN.pack(ROOT) + b"one\0..\0", errno.EINVAL),
     "rename2: flags": (Op.RENAME2, w.RENAME2_IN.pack(ROOT, 1 << 31, 0) + b"one\0two\0", errno.EINVAL),
     "rename2: both": (Op.RENAME2, w.RENAME2_IN.pack(ROOT, 3, 0) + b"one\0two\0", errno.EINVAL),
-    "rename2: whiteout": (Op.RENAME2, w.RENAME2_IN.pack(ROOT, 4, 0) + b"one\0two\0", errno.EINVAL),
+    "rename2: whiteout of nothing": (Op.RENAME2, w.RENAME2_IN.pack(ROOT, 4, 0) + b"one\0two\0", errno.ENOENT),
     "link: no end": (Op.LINK, w.LINK_IN.pack(ROOT) + b"name", errno.EINVAL),
     "link: a directory": (Op.LINK, w.LINK_IN.pack(ROOT) + NAME, errno.EPERM),
     "link: from nowhere": (Op.LINK, w.LINK_IN.pack(HUGE) + NAME, errno.ENOENT),
