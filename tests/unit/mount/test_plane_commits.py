@@ -178,7 +178,7 @@ def test_replies_know_what_is_only_in_memory(scratch: Path, cas: MemoryCas) -> N
         with pytest.raises(NotADirectoryError):
             kernel.lookup(ino, b"..")
         kernel.unlink(directory, b"f")
-        with pytest.raises(OSError, match="[Ss]tale"):  # as ext4 has it: what has no name is nobody's any more
+        with pytest.raises(OSError, match=r"[Ss]tale"):  # as ext4 has it: what has no name is nobody's any more
             kernel.lookup(ino, b".")
 
 
