@@ -255,8 +255,8 @@ int op_lseek(request *req)
         return result;
     }
     result = content_tree(req->r, node, &t);
-    if (result == 0 && !req->r->options.read_only) {
-        relay_write_back(req->r, node->ino); /* what is only in the page cache is no hole */
+    if (result == 0 && !req->r->options.read_only && !relay_write_back(req->r, node->ino)) {
+        result = -EINVAL; /* what is only in the page cache is no hole; as on a file system without this kind of lseek */
     }
     if (result == 0) {
         struct fuse_lseek_out out = {0};

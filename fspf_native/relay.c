@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -19,6 +20,7 @@
 #define FEW_IDLE 1
 #define KEEP_IDLE 2
 #define FORGET_PAUSE_US 5000
+#define PATIENCE_NS 250000000 /* without a write, when all wait for one */
 
 /* ---- talking to the kernel ---- */
 
@@ -44,23 +46,84 @@ static void reply_error(relay *r, int fd, uint64_t unique, int error)
     (void)write_reply(r, fd, &out, sizeof out);
 }
 
-static void notify_inode(relay *r, uint64_t ino, int64_t offset)
+static void notify_inode(int device, uint64_t ino, int64_t offset)
 {
     struct {
         struct fuse_out_header header;
         struct fuse_notify_inval_inode_out body;
     } out = {.header = {.len = sizeof out, .error = FUSE_NOTIFY_INVAL_INODE}, .body = {.ino = ino, .off = offset}};
-    (void)!write(r->device, &out, sizeof out); /* ENOENT: the kernel does not know it */
+    (void)!write(device, &out, sizeof out); /* ENOENT: the kernel does not know it */
 }
 
 void relay_invalidate(relay *r, uint64_t ino)
 {
-    notify_inode(r, ino, -1);
+    notify_inode(r->device, ino, -1);
 }
 
-void relay_write_back(relay *r, uint64_t ino)
+typedef struct {
+    int device;
+    uint64_t ino;
+    sem_t done;
+    _Atomic int users;
+} write_back;
+
+static void write_back_let_go(write_back *w)
 {
-    notify_inode(r, ino, 0);
+    if (atomic_fetch_sub(&w->users, 1) == 1) {
+        (void)close(w->device);
+        (void)sem_destroy(&w->done);
+        free(w);
+    }
+}
+
+static void *write_back_run(void *argument)
+{
+    write_back *w = argument;
+    sigset_t all;
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_BLOCK, &all, NULL);
+    notify_inode(w->device, w->ino, 0);
+    (void)sem_post(&w->done);
+    write_back_let_go(w);
+    return NULL;
+}
+
+bool relay_write_back(relay *r, uint64_t ino)
+{
+    pthread_t thread;
+    pthread_attr_t attributes;
+    write_back *w = calloc(1, sizeof *w);
+    if (w == NULL || (w->device = fcntl(r->device, F_DUPFD_CLOEXEC, 0)) < 0) {
+        free(w);
+        return false;
+    }
+    w->ino = ino;
+    w->users = 2;
+    (void)sem_init(&w->done, 0, 0);
+    (void)pthread_attr_init(&attributes);
+    (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    bool done = pthread_create(&thread, &attributes, write_back_run, w) == 0;
+    (void)pthread_attr_destroy(&attributes);
+    if (!done) {
+        write_back_let_go(w);
+    }
+    /* The kernel gives a waiting request to a thread only when that one has answered another: with every thread in
+     * here, the writes that all wait for would never come. */
+    for (bool going_on = done; going_on;) {
+        uint64_t writes = r->stats.requests[FUSE_WRITE];
+        struct timespec until;
+        (void)clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += PATIENCE_NS;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        int result;
+        while ((result = sem_timedwait(&w->done, &until)) != 0 && errno == EINTR) {
+        }
+        done = result == 0;
+        going_on = !done && !r->stopping && r->stats.requests[FUSE_WRITE] != writes;
+    }
+    write_back_let_go(w);
+    return done;
 }
 
 /* ---- slow requests ---- */

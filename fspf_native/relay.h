@@ -127,8 +127,8 @@ void relay_free(relay *r);
 void relay_serve(worker *w, size_t len);
 /* Tell the kernel to forget the attributes of an inode. */
 void relay_invalidate(relay *r, uint64_t ino);
-/* Let it write back, and drop, what it has cached of a file. Its writes come while this waits. */
-void relay_write_back(relay *r, uint64_t ino);
+/* Let it write back, and drop, what it has cached of a file. Its writes come while this waits; false if they do not. */
+bool relay_write_back(relay *r, uint64_t ino);
 
 typedef int (*handler)(request *req);
 typedef struct {

@@ -15,7 +15,8 @@
 #include <unistd.h>
 
 #define HEADROOM 4096u /* before the payload: the request's headers are put there, so that it is one message */
-#define FIRST_THREADS 2u /* for each CPU */
+#define FIRST_THREADS 3u /* for each CPU */
+#define FEW_IDLE 2 /* a request that finds none waits until another is answered, whoever comes meanwhile */
 #define LARGE 65536u
 
 struct wire_ring_header {
@@ -291,7 +292,7 @@ static void *ring_loop(void *argument)
         memcpy(&in, g->header->in_out, sizeof in);
         commit_id = g->header->commit_id;
         command = COMMAND_COMMIT_AND_FETCH;
-        if (atomic_fetch_sub(&r->ring_idle[g->cpu], 1) <= 1) {
+        if (atomic_fetch_sub(&r->ring_idle[g->cpu], 1) <= FEW_IDLE) {
             uring_grow(r, g->cpu);
         }
         serve_turn(g);
