@@ -83,11 +83,31 @@ static void note_change(request *req, inode *node, bool times, bool kill)
     pthread_mutex_unlock(&m->lock);
 }
 
+/* After a change that failed, of which a part may be in the tree all the same: it is to be flushed like any other. */
+static void note_part(request *req, inode *node, const tree *t)
+{
+    pthread_mutex_lock(&req->r->meta.lock);
+    if (t != NULL && tree_dirty(t)) {
+        meta_changed(&req->r->meta, node);
+    }
+    pthread_mutex_unlock(&req->r->meta.lock);
+}
+
 /* security.capability goes with every change of content or owner, whoever makes it. */
 void drop_capability(request *req, inode *node)
 {
-    if (!node->no_xattrs && !node->no_capability) {
-        node->no_capability = req->r->up.drop_capability(req->r->up.context, node->ino) == 0;
+    meta *m = &req->r->meta;
+    if (node->no_xattrs || node->no_capability) {
+        return;
+    }
+    pthread_mutex_lock(&m->lock);
+    bool due = !node->no_xattrs && !node->no_capability;
+    node->no_capability = true; /* before it goes: one that is set afterwards is told, and counts */
+    pthread_mutex_unlock(&m->lock);
+    if (due && req->r->up.drop_capability(req->r->up.context, node->ino) != 0) {
+        pthread_mutex_lock(&m->lock);
+        node->no_capability = false;
+        pthread_mutex_unlock(&m->lock);
     }
 }
 
@@ -234,6 +254,8 @@ int op_fallocate(request *req)
         if (result == 0) {
             note_change(req, node, true, req->in->uid != 0);
             drop_capability(req, node);
+        } else {
+            note_part(req, node, t);
         }
     }
     node_put(req->r, node);
@@ -372,10 +394,12 @@ int op_copy_file_range(request *req)
             struct fuse_write_out out = {.size = (uint32_t)copied};
             memcpy(req->out, &out, sizeof out);
             req->out_len = sizeof out;
-            if (copied > 0) {
-                note_change(req, to, true, req->in->uid != 0);
-                drop_capability(req, to);
-            }
+        }
+        if (copied > 0) {
+            note_change(req, to, true, req->in->uid != 0);
+            drop_capability(req, to);
+        } else {
+            note_part(req, to, target);
         }
         node_put(req->r, to);
     }

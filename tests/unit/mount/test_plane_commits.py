@@ -242,3 +242,23 @@ def test_a_directory_that_exceeds_the_cache_is_read_once(scratch: Path, cas: Mem
         for number in range(20):
             assert kernel.lookup(directory, b"%d" % (100 + number)).ino
         assert mounted.plane.relay.stats()["upcalls"] - before <= 20  # one for each inode
+
+
+def test_the_part_of_a_change_that_failed_is_flushed_like_any_other(scratch: Path, cas: MemoryCas) -> None:
+    with Volume.create(scratch / "volume", cas, max_bytes=4 << 20, **SMALL) as volume, FakeMount(volume) as mounted:
+        kernel, relay = mounted.kernel, mounted.plane.relay
+        holes = kernel.create(ROOT, b"holes").ino
+        kernel.truncate(holes, 1 << 20)
+        kernel.write(holes, 0, b"x" * 4096)
+        kernel.write(holes, 999 * 1024, b"x" * 4096)
+        kernel.fsync(holes)
+        full = kernel.create(ROOT, b"full").ino
+        with pytest.raises(OSError, match="write"):
+            for offset in range(0, 4 << 20, 4096):
+                kernel.write(full, offset, b"y" * 4096)
+        assert relay.changed_contents == 1
+        kernel.truncate(full, offset - 4096)  # room for one edge of two
+        with pytest.raises(OSError, match="fallocate"):
+            kernel.fallocate(holes, 3, 100, 999 * 1024)
+        assert relay.changed_contents == 2
+        kernel.truncate(full, 0)
