@@ -11,7 +11,6 @@ import os
 import socket
 import stat
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from fspf.core.errors import FspfError
@@ -220,8 +219,9 @@ class Plane:
         volume = self._volume
         if not volume.namespace.capabilities:
             return
-        with volume.lock, suppress(OSError):
-            volume.removexattr(ino, CAPABILITY)
+        with volume.lock:
+            if volume.namespace.xattr(ino, CAPABILITY) is not None:
+                volume.removexattr(ino, CAPABILITY)
 
     def check_xattr(self, ino: int, name: bytes, flags: int) -> int:
         """Tell whether an attribute may be set with the flags of setxattr(2)."""
