@@ -109,6 +109,7 @@ struct relay {
     struct ring *pool_first, *pool_last;
     pthread_t pool_threads[RELAY_POOL];
     int pool_count;
+    bool pool_ending;
     int parked; /* threads that wait for all others to be busy */
     pthread_cond_t unpark;
     int unparking;

@@ -192,7 +192,7 @@ static void *pool_loop(void *argument)
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_BLOCK, &all, NULL);
     pthread_mutex_lock(&r->pool_lock);
-    while (!r->stopping || r->pool_first != NULL) {
+    while (!r->pool_ending || r->pool_first != NULL) {
         ring *g = r->pool_first;
         if (g == NULL) {
             pthread_cond_wait(&r->pool_work, &r->pool_lock);
@@ -381,6 +381,7 @@ void uring_stop(relay *r)
     }
     pthread_mutex_unlock(&r->lock);
     pthread_mutex_lock(&r->pool_lock);
+    r->pool_ending = true; /* only now: no ring's thread is left that may give it something */
     pthread_cond_broadcast(&r->pool_work);
     pthread_mutex_unlock(&r->pool_lock);
     while (r->pool_count > 0) {
