@@ -500,6 +500,7 @@ class Volume(Files):
             if not changed and (not closing or self._map_is_saved or not self._can_save_map):
                 return None
             self.namespace.commit()
+            self._force_commit = True  # SQLite has committed: a state is due until one is prepared
             try:
                 namespace_root = ContentRoot(*self._namespace_tree.flush())
                 space_map = self._save_map() if closing else None
@@ -509,23 +510,23 @@ class Volume(Files):
                 )
                 raise IntegrityError(message) from exc
             except OSError as exc:
-                self._force_commit = True  # SQLite has committed: the flush is still due
                 self.no_space = self.low_on_space = exc.errno in {errno.ENOSPC, errno.EDQUOT}
                 raise
-            self._force_commit = False
             self.low_on_space = self._is_low_on_space()
             self.no_space = self.low_on_space and self._only_reserve_is_left()
             if mirror is not None:
                 mirror.set_no_space(self.no_space)
             self._map_is_saved = space_map is not None
-            self.intent.committed()
-            return Prepared(
+            prepared = Prepared(
                 namespace=namespace_root,
                 space_map=space_map,
                 files=self.namespace.files,
                 total_bytes=max(self.namespace.bytes, 0),
                 number=self.store.commit_begin(),
             )
+            self._force_commit = False
+            self.intent.committed()
+            return prepared
 
     def _is_low_on_space(self) -> bool:
         """Tell whether commits should be small, so that the reserve is enough for the next one."""

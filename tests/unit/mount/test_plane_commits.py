@@ -262,3 +262,15 @@ def test_the_part_of_a_change_that_failed_is_flushed_like_any_other(scratch: Pat
             kernel.fallocate(holes, 3, 100, 999 * 1024)
         assert relay.changed_contents == 2
         kernel.truncate(full, 0)
+
+
+def test_a_state_that_could_not_be_prepared_is_prepared_by_the_next_commit(scratch: Path, cas: MemoryCas) -> None:
+    with Volume.create(scratch / "volume", cas, **SMALL) as volume:
+        volume.mkdir(ROOT_INO, b"d", 0o755)
+        (scratch / "volume").rename(scratch / "away")
+        with pytest.raises(FileNotFoundError):
+            volume.commit()
+        (scratch / "away").rename(scratch / "volume")
+        volume.commit()
+        with Volume.open(scratch / "volume", cas, read_only=True) as state:
+            assert state.lookup(ROOT_INO, b"d").mode
