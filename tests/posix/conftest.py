@@ -57,14 +57,12 @@ class Place:
                 raise
 
     def remount(self) -> None:
-        """Forget all that is only in memory. Nothing may be open."""
+        """Forget all that is only in memory. Nothing may be open. Of ext4 nobody doubts it."""
         if self.site is not None:
             self.site.umount()
             with pytest.MonkeyPatch.context() as patch:
                 patch.delenv(leftovers.MARK)  # the new daemon is not this test's, but the session's
                 self.site.mount(*SET_ID_AND_DEVICES, *self.options)
-        else:
-            os.sync()
 
 
 def _on_ext4() -> Iterator[Place]:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.posix.conftest import Place
 from tests.support.mounted import make_site
-from tests.support.posix import KINDS, LIBC, ROOT, make, mode_of, opened
+from tests.support.posix import KINDS, LIBC, ROOT, make, mode_of, opened, sync
 
 LIBC.fdopendir.restype = ctypes.c_void_p
 LIBC.readdir.argtypes = LIBC.closedir.argtypes = LIBC.rewinddir.argtypes = LIBC.telldir.argtypes = [ctypes.c_void_p]
@@ -235,7 +235,7 @@ def test_renamed_names_keep_their_content(d: Path, fs: Place) -> None:
         fs.remount()
     for path in list(d.iterdir()):
         path.rename(d / f"again{path.name}")
-    os.sync()
+    sync(d)
     for path in list(d.iterdir()):
         path.rename(d / path.name.removeprefix("again"))
     fs.remount()

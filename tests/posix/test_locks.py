@@ -251,6 +251,28 @@ def test_inotify(d: Path) -> None:
         assert wanted in events, events
 
 
+def test_fanotify(d: Path) -> None:
+    """Marks on a directory and on the whole mount, with descriptors of what happened."""
+    (d / "x").write_text("x")
+    for flags, where in ((1, d), (1 | 0x100, d)):  # FAN_MARK_ADD; FAN_MARK_FILESYSTEM
+        queue = check(LIBC.fanotify_init(2 | 1, os.O_RDONLY))  # FAN_NONBLOCK, FAN_CLOEXEC
+        mask = 0x2 | 0x8 | 0x08000000  # FAN_MODIFY, FAN_CLOSE_WRITE, FAN_EVENT_ON_CHILD
+        try:
+            check(LIBC.fanotify_mark(queue, flags, ctypes.c_uint64(mask), -100, os.fsencode(where)))
+            (d / "x").write_text("changed")
+            assert select.select([queue], [], [], 10)[0]
+            raw = os.read(queue, 4096)
+        finally:
+            os.close(queue)
+        names = set()
+        while raw:
+            length, _, _, _, _, descriptor, _ = struct.unpack_from("IBBHQii", raw)
+            names.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+            os.close(descriptor)
+            raw = raw[length:]
+        assert os.fspath((d / "x").resolve()) in names
+
+
 def test_unix_sockets_and_fifos_carry_data(d: Path) -> None:
     """generic/423-like: what a name stands for is the kernel's."""
     here = os.getcwd()

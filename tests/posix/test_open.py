@@ -9,7 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.posix import ALICE, BOB, PLAIN_KINDS, ROOT, User, changes, make, mode_of, opened, renameat2, umask
+from tests.support.posix import (
+    ALICE,
+    BOB,
+    PLAIN_KINDS,
+    ROOT,
+    User,
+    changes,
+    make,
+    mode_of,
+    opened,
+    renameat2,
+    sync,
+    umask,
+)
 
 
 def _try(path: Path, flags: int) -> bool:
@@ -118,7 +131,7 @@ def test_truncating(d: Path, size: int, flags: int) -> None:
     """open/00: times change also when nothing was there to be cut."""
     path = d / "x"
     path.write_bytes(b"x" * size)
-    os.sync()
+    sync(d)
     with changes((path, "mc"), (d, "")):
         os.close(os.open(path, flags | os.O_TRUNC))
     assert path.stat().st_size == 0

@@ -40,6 +40,7 @@ from tests.support.posix import (
     opened,
     renameat2,
     statx,
+    sync,
     tick,
 )
 
@@ -59,13 +60,13 @@ def test_statfs(d: Path) -> None:
 
 def test_statfs_counts(d: Path, fs: Place) -> None:
     (d / "x").write_bytes(os.urandom(4 << 20))
-    os.sync()
+    sync(d)
     before = os.statvfs(d)
     make("dir", d / "many")
     for number in range(100):
         make("file", d / "many" / str(number))
     (d / "x").unlink()
-    os.sync()
+    sync(d)
     if fs.is_fspf:  # on ext4 others make and remove files meanwhile
         fs.remount()
         after = os.statvfs(d)
@@ -76,7 +77,7 @@ def test_statfs_counts(d: Path, fs: Place) -> None:
 def test_blocks_are_counted(d: Path) -> None:
     path = d / "x"
     path.write_bytes(b"x" * 100_000)
-    os.sync()
+    sync(d)
     info = path.stat()
     assert info.st_blksize in {4096, 131072}
     assert 100_000 <= info.st_blocks * 512 <= 110_000 + 8192
@@ -143,7 +144,7 @@ def test_syncing(d: Path) -> None:
         ROOT.gets(errno.EINVAL, os.fsync, descriptor)
     with opened(path, os.O_PATH) as descriptor:
         ROOT.gets(errno.EBADF, os.fsync, descriptor)
-    os.sync()
+    sync(d)
 
 
 # -- mounts
@@ -300,6 +301,11 @@ def _swap(path: Path) -> None:
     check(LIBC.swapoff(os.fsencode(path)))
 
 
+def _quota(path: Path) -> None:
+    with opened(path, os.O_RDONLY) as descriptor:  # quotactl_fd(2), Q_GETFMT
+        check(LIBC.syscall(443, descriptor, 0x800004 << 8, 0, ctypes.create_string_buffer(256)))
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], tuple[int, ...]]] = {
     "FS_IOC_GETFLAGS (lsattr)": (_ioctl(0x80086601, bytes(8)), (errno.ENOTTY,)),
     "FS_IOC_SETFLAGS (chattr)": (_ioctl(0x40086602, bytes(8)), (errno.ENOTTY,)),
@@ -308,6 +314,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[int, ...]]] = {
     "idmapped mount": (_idmapped, (errno.EINVAL,)),
     "COLLAPSE_RANGE": (_falloc(8), (errno.EOPNOTSUPP,)),
     "INSERT_RANGE": (_falloc(32), (errno.EOPNOTSUPP,)),
+    "quotactl": (_quota, (errno.ENOSYS, errno.ESRCH, errno.ENODEV)),
     "swapon": (_swap, (errno.EINVAL, errno.EPERM)),
 }
 

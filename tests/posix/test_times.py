@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.posix.conftest import Place
-from tests.support.posix import changes, copy_file_range, make, opened, tick, times
+from tests.support.posix import changes, copy_file_range, make, opened, sync, tick, times
 
 
 def _map(descriptor: int) -> None:
@@ -55,7 +55,7 @@ def test_what_was_seen_is_what_is_kept(d: Path, fs: Place, how: str) -> None:
     """Times that the kernel gave out do not change when the inode is forgotten."""
     path = d / "x"
     path.write_bytes(b"x" * 10_000)
-    os.sync()
+    sync(d)
     tick()
     with opened(path) as descriptor:
         WRITES[how](descriptor)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.posix.conftest import Place
-from tests.support.posix import ALICE, KINDS, ROOT, changes, make, opened
+from tests.support.posix import ALICE, KINDS, ROOT, changes, make, opened, sync
 
 
 def _ftruncate(path: Path, size: int) -> None:
@@ -29,7 +29,7 @@ BOTH: dict[str, Callable[[Path, int], None]] = {"truncate": os.truncate, "ftrunc
 def test_sizes_and_times(d: Path, how: str, size: int) -> None:
     path = d / "x"
     path.write_bytes(b"x" * 1234)
-    os.sync()
+    sync(d)
     with changes((path, "mc"), (d, "")):
         BOTH[how](path, size)
     assert path.stat().st_size == size
@@ -40,7 +40,7 @@ def test_sizes_and_times(d: Path, how: str, size: int) -> None:
 def test_the_size_that_it_has(d: Path, fs: Place, how: str) -> None:
     path = d / "x"
     path.write_bytes(b"x" * 1234)
-    os.sync()
+    sync(d)
     with (
         fs.may_differ("the kernel leaves the times of a file alone that truncate(2) does not change"),
         changes((path, "mc")),

@@ -21,6 +21,7 @@ from tests.support.posix import (
     changes,
     make,
     opened,
+    sync,
     tick,
     times,
     utimens,
@@ -183,7 +184,7 @@ def test_a_set_time_survives_pending_data(d: Path, fs: Place) -> None:
             os.write(descriptor, b"x" * 100_000)
             utimens(descriptor, (11, 0), (22, 33))
         assert times(d / str(number)).mtime == 22 * S + 33
-    os.sync()
+    sync(d)
     fs.remount()
     for number in range(5):
         assert times(d / str(number)).mtime == 22 * S + 33

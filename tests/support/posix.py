@@ -186,6 +186,12 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     check(LIBC.fallocate(descriptor, mode, offset, length))
 
 
+def sync(path: Path) -> None:
+    """syncfs(2): sync(2) would wait for every file system of the machine."""
+    with opened(path, os.O_RDONLY) as descriptor:
+        check(LIBC.syncfs(descriptor))
+
+
 def linkat(old_dir: int, old: bytes, new_dir: int, new: os.PathLike[str] | str, flags: int) -> None:
     check(LIBC.linkat(old_dir, old, new_dir, os.fsencode(new), flags))
 
