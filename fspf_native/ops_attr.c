@@ -149,8 +149,11 @@ int op_setattr(request *req)
         if (valid & FATTR_MTIME) {
             node->mtime = valid & FATTR_MTIME_NOW ? now : joined_time(in.mtime, in.mtimensec);
         }
-        int64_t changed = valid & FATTR_CTIME ? joined_time(in.ctime, in.ctimensec) : now;
-        node->ctime = changed > node->ctime ? changed : node->ctime; /* it never goes back */
+        if (valid & FATTR_CTIME) { /* what the kernel tells everybody meanwhile, though we may have set a later one */
+            node->ctime = joined_time(in.ctime, in.ctimensec);
+        } else if (now > node->ctime) {
+            node->ctime = now; /* it never goes back */
+        }
         meta_dirty(&r->meta, node);
         reply_attr(req, node);
     }

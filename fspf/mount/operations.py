@@ -359,7 +359,10 @@ class Operations(pyfuse3.Operations):
 
     def _opened(self, ino: Ino, flags: int, ctx: RequestContext) -> FileInfo:
         writes = flags & os.O_ACCMODE != os.O_RDONLY
-        file = self._volume.open_file(ino, write=writes)
+        # Set-id bits fall with the first write that reaches us: it must not wait in the page cache.
+        direct = writes and ino in self._set_id
+        # In the page cache the kernel stamps what is written, when it is written, and hands the times over by setattr.
+        file = self._volume.open_file(ino, write=writes, preserve_times=not direct)
         unprivileged = writes and ctx.uid != 0
         try:
             if flags & os.O_TRUNC and writes:
@@ -375,8 +378,7 @@ class Operations(pyfuse3.Operations):
         )
         if unprivileged:
             self._unprivileged_writers[ino] = self._unprivileged_writers.get(ino, 0) + 1
-        # Set-id bits fall with the first write that reaches us: it must not wait in the page cache.
-        return FileInfo(fh=number, keep_cache=True, direct_io=writes and ino in self._set_id)
+        return FileInfo(fh=number, keep_cache=True, direct_io=direct)
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
