@@ -70,17 +70,21 @@ def replay(file: Path, target: Path | None) -> int:
 
 
 def main() -> int:
+    from tests.fault.plane_sabotage import PLANE_SABOTAGES
+    from tests.fault.plane_workload import PLANE_WORKLOADS
     from tests.fault.sabotage import SABOTAGES
     from tests.fault.workload import WORKLOADS
 
     parser = argparse.ArgumentParser(description="Explore what a crash may leave of a volume.")
-    parser.add_argument("workload", nargs="?", default="mixed", choices=sorted(WORKLOADS))
+    parser.add_argument("workload", nargs="?", default="mixed", choices=sorted([*WORKLOADS, *PLANE_WORKLOADS]))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--freshness", default="strict")
     parser.add_argument("--states", type=int, default=0, help="check so many, chosen by the seed; default: all")
     parser.add_argument("--recoveries", type=int, default=0, help="crash that many recoveries again")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--broken", default="", choices=["", *SABOTAGES], help="break the commit in one way first")
+    parser.add_argument(
+        "--broken", default="", choices=["", *SABOTAGES, *PLANE_SABOTAGES], help="break the commit in one way first"
+    )
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "fspf-crash")
     parser.add_argument("--replay", type=Path, metavar="FILE")
     parser.add_argument("--to", type=Path, metavar="DIRECTORY")

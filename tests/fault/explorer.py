@@ -361,6 +361,7 @@ def main(arguments: list[str]) -> None:
         )
 
     report = Report() if options.only_recoveries else go(recording, 0, options.thorough_every, options.sample)
+    report.violations += recording.result.problems
     if options.recoveries:
         with tempfile.TemporaryDirectory(prefix="fspf-crash-", dir=SCRATCH) as scratch:
             for state, again in recoveries(

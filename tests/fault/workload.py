@@ -24,6 +24,8 @@ from fspf.volume.rekey import rekey
 from fspf.volume.volume import Volume
 from tests.fault import sabotage
 from tests.fault.memcas import MemoryCas
+from tests.fault.plane_sabotage import PLANE_SABOTAGES, nothing
+from tests.fault.plane_workload import PLANE_WORKLOADS, run_plane
 from tests.property.model import Clock, Seens
 from tests.property.pair import CHUNK, Pair, engine_clock, random_step
 from tests.support.iotrace import mark
@@ -51,6 +53,7 @@ class Result:
 
     trees: dict[int, Seens] = field(default_factory=dict)
     cas: list[bytes] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # commits that are not what was promised, crash or no crash
 
 
 class Session:
@@ -343,6 +346,11 @@ def run(
     cas: str = "memory",
 ) -> Result:
     """Run a workload; the volume is left as it is, as if the process was killed."""
+    if name in PLANE_WORKLOADS:
+        result = Result()
+        with sabotage.by_name("" if broken in PLANE_SABOTAGES else broken):
+            run_plane(name, seed, directory / VOLUME, result, mark, PLANE_SABOTAGES.get(broken, nothing))
+        return result
     session = Session(directory, mark, freshness=freshness, seed=seed, cas=cas)
     with engine_clock(session.clock), sabotage.by_name(broken), sabotage.commits_with(session.busy_store):
         WORKLOADS[name](session)

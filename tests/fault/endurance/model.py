@@ -18,7 +18,15 @@ ATTRIBUTE: Final = b"user.endurance"
 
 
 class WrongError(AssertionError):
-    """Something was lost, or something was found that nobody wrote there."""
+    """Something was lost, or something was found that nobody wrote there.
+
+    Args:
+        file: Number of the file, whose whole history is then told.
+    """
+
+    def __init__(self, message: str, file: int | None = None) -> None:
+        super().__init__(message)
+        self.file = file
 
 
 def cell_bytes(worker: int, file: int, cell: int, version: int) -> bytes:
@@ -114,7 +122,9 @@ class File:
         size, rest = divmod(len(data), CELL)
         sizes = self.sizes[-1:] if newest and not self.size_doubtful else self.sizes
         if rest or not min(sizes) <= size <= max(sizes):
-            raise WrongError(f"worker {worker}, file {self.number}: {len(data)} bytes, cells may be {self.sizes[-9:]}")
+            raise WrongError(
+                f"worker {worker}, file {self.number}: {len(data)} bytes, cells may be {self.sizes[-9:]}", self.number
+            )
         for cell in range(size):
             self.check_cell(worker, cell, data[cell * CELL : (cell + 1) * CELL], newest=newest)
 
@@ -125,7 +135,8 @@ class File:
             allowed = allowed[-1:]
         if found not in allowed:
             raise WrongError(
-                f"worker {worker}, file {self.number}, cell {cell}: version {found} found, {allowed[-9:]} expected"
+                f"worker {worker}, file {self.number}, cell {cell}: version {found} found, {allowed[-9:]} expected",
+                self.number,
             )
 
     def adopt(self, worker: int, data: bytes) -> None:

@@ -54,12 +54,13 @@ class Endurance:
         events: How often each thing happened.
     """
 
-    def __init__(self, root: Path, *, seconds: float, workers: int, seed: int, verbose: bool) -> None:
+    def __init__(self, root: Path, *, seconds: float, workers: int, seed: int, verbose: bool, only: str = "") -> None:
         self.root = root
         self.seconds = seconds
         self.random = random.Random(seed)
         self.seed = seed
         self.verbose = verbose
+        self.only = only  # nothing but events of this name happens
         self.events: Counter[str] = Counter()
         self.tampered: Counter[str] = Counter()
         self.site = Site(root, disk=root / "disk")
@@ -139,9 +140,9 @@ class Endurance:
         for member in self.members:
             member.ask("release orderly" if orderly else "release")
 
-    def verify(self, *, newest: bool) -> None:
+    def verify(self, word: str) -> None:
         for member in self.members:
-            member.ask(f"{'compare' if newest else 'verify'} {self.directory(member)}")
+            member.ask(f"{word} {self.directory(member)}")
         self.events["verified"] += 1
 
     def unwatch(self) -> None:
@@ -183,7 +184,7 @@ class Endurance:
         self.copy()
         self.site.detach_dead()
         self.mount()
-        self.verify(newest=False)
+        self.verify("verify")
 
     def end_by_signal(self) -> None:
         """SIGTERM while everybody works: what was promised is there."""
@@ -193,7 +194,7 @@ class Endurance:
         self.wait_end()
         self.collect()
         self.mount()
-        self.verify(newest=False)
+        self.verify("verify")
 
     def umount(self) -> None:
         """In order: everything is there."""
@@ -203,7 +204,7 @@ class Endurance:
         self.site.umount()
         self.site.wait_gone(self.pid)
         self.mount()
-        self.verify(newest=True)
+        self.verify("compare")
 
     def umount_lazily(self) -> None:
         """Take it from the name space while everybody works on; the daemon ends with the last user."""
@@ -215,7 +216,7 @@ class Endurance:
         self.release(orderly=True)
         self.wait_end()
         self.mount()
-        self.verify(newest=True)
+        self.verify("compare")
 
     def fill_disk(self) -> None:
         """Take all space for some seconds."""
@@ -228,7 +229,7 @@ class Endurance:
         ballast.unlink()
         self.life(1)
         self.pause()
-        self.verify(newest=True)
+        self.verify("inspect")
         self.release(orderly=True)
         if self.site.status()["failed"]:
             raise AssertionError(f"a full disk ended the mount: {self.site.read_log()[-3000:]}")
@@ -248,7 +249,7 @@ class Endurance:
     def rest(self) -> None:
         """Pause, compare all, go on with the same mount."""
         self.pause()
-        self.verify(newest=True)
+        self.verify("inspect")
 
     def wait_end(self) -> None:
         deadline = time.monotonic() + HANG_S
@@ -422,6 +423,7 @@ class Endurance:
             (self.kill, 9), (self.end_by_signal, 2), (self.umount, 2), (self.umount_lazily, 2), (self.fill_disk, 2),
             (self.take_cas_away, 2), (self.rest, 2),
         ]  # fmt: skip
+        happenings = [each for each in happenings if self.only in {"", each[0].__name__}]
         due = [action for action, _ in happenings]  # each once, then by chance
         self.random.shuffle(due)
         short = self.seconds < 300
@@ -447,7 +449,7 @@ class Endurance:
             raise AssertionError("no mount at the end")
         with contextlib.suppress(IndexError):
             self.pause_if_running()
-        self.verify(newest=True)
+        self.verify("inspect")
         self.release(orderly=True)
         self.unwatch()
         self.site.umount()
@@ -515,10 +517,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--workers", type=int, default=6)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100000)
+    parser.add_argument("--only", default="", metavar="EVENT", help="nothing else happens, as fill_disk or kill")
     parser.add_argument("--root", type=Path, default=Path("/var/tmp"), help="where everything lies")
     options = parser.parse_args(arguments)
     root = Path(tempfile.mkdtemp(prefix="fspf-endurance-", dir=options.root))
-    run = Endurance(root, seconds=options.seconds, workers=options.workers, seed=options.seed, verbose=True)
+    run = Endurance(
+        root, seconds=options.seconds, workers=options.workers, seed=options.seed, verbose=True, only=options.only
+    )
     try:
         run.run()
     except AssertionError as exc:

@@ -3,8 +3,8 @@
     python -m tests.fault.endurance.worker NUMBER SEED PULSE
 
 Commands come on stdin, one a line, answers go to stdout as JSON: ``run DIRECTORY`` works until ``pause``, or until the
-mount is gone; ``verify DIRECTORY`` compares everything after a crash or a remount and goes on from what is found;
-``save FILE`` writes the model. PULSE is a file in which the supervisor sees which system call is under way since when.
+mount is gone; ``verify DIRECTORY`` compares everything after a crash and goes on from what is found, ``compare DIRECTORY`` after an orderly
+end, ``inspect DIRECTORY`` in the same mount; ``save FILE`` writes the model. PULSE is a file in which the supervisor sees which system call is under way since when.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Worker:
     @contextmanager
     def call(self, what: str) -> Iterator[None]:
         self.journal.append(what)
-        if len(self.journal) > 400:
-            del self.journal[:200]
+        if len(self.journal) > 20000:
+            del self.journal[:10000]
         self.pulse.set(what)
         try:
             yield
@@ -329,11 +329,13 @@ class Worker:
                 data += got
         expected = max(0, min(64, file.size - first))
         if len(data) != expected * CELL and not file.size_doubtful:
-            raise WrongError(f"file {file.number}: {len(data)} bytes read at cell {first}, {expected} cells expected")
+            raise WrongError(
+                f"file {file.number}: {len(data)} bytes read at cell {first}, {expected} cells expected", file.number
+            )
         for cell in range(len(data) // CELL):
             file.check_cell(self.model.worker, first + cell, data[cell * CELL : (cell + 1) * CELL], newest=True)
 
-    def list(self) -> None:
+    def list_names(self) -> None:
         with self.call("readdir ."):
             found = set(os.listdir(self.directory))
         expected = {os.fsdecode(name) for name in self.model.names}
@@ -364,13 +366,26 @@ class Worker:
         elif chosen < 0.3:
             self.fsync_directory()
         elif chosen < 0.33:
-            self.list()
+            self.list_names()
         elif chosen < 0.45:
             self.read(*picked)
         elif chosen < 0.55:
             self.fsync(*picked)
         else:
             self.write(*picked)
+
+    def history(self, exc: Exception) -> list[str]:
+        """Return what was done last, and all that was done to the file that *exc* is about."""
+        last = self.journal[-60:]
+        if isinstance(exc, WrongError) and exc.file is not None:
+            words = f" {exc.file}"
+            about = [
+                f"{line} {after if after.startswith('  =') else ''}"
+                for line, after in zip(self.journal, [*self.journal[1:], ""], strict=True)
+                if line.endswith(words) or f"{words} " in line or line == "verified"
+            ]
+            last += ["-- the file:", *about[-100:]]
+        return last
 
     # -- what the supervisor asks for
 
@@ -416,18 +431,25 @@ class Worker:
             contents[number] = name, Path(os.fsdecode(where)).read_bytes()
         return found, contents
 
-    def verify(self, path: str, *, newest: bool) -> dict[str, Any]:
-        """Compare everything; *newest*: nothing was interrupted."""
+    def verify(self, path: str, *, newest: bool, same_mount: bool) -> dict[str, Any]:
+        """Compare everything.
+
+        Args:
+            newest: Nothing was interrupted.
+            same_mount: What is read may be in the kernel's memory only, and never have reached the file system.
+        """
         with self.call(f"verify {path}"):
             found, contents = self.look(path)
         if newest and found != self.model.names:
             raise WrongError(
                 f"worker {self.model.worker}: names: {sorted(found.items() ^ self.model.names.items(), key=repr)[:8]}"
             )
-        self.model.recognise(found)
+        if not same_mount:
+            self.model.recognise(found)
         for number, (name, data) in contents.items():
             self.model.files[number].check(self.model.worker, name, data, newest=newest)
-            self.model.files[number].adopt(self.model.worker, data)
+            if not same_mount:
+                self.model.files[number].adopt(self.model.worker, data)
         self.journal.append("verified")
         return {"verified": len(contents)}
 
@@ -462,15 +484,15 @@ def main(arguments: list[str]) -> None:
             elif word == "release":
                 worker.let_go(orderly=rest == "orderly")
                 document = {"released": True}
-            elif word in {"verify", "compare"}:
-                document = worker.verify(rest, newest=word == "compare")
+            elif word in {"verify", "compare", "inspect"}:
+                document = worker.verify(rest, newest=word != "verify", same_mount=word == "inspect")
             elif word == "save":
                 Path(rest).write_bytes(pickle.dumps(worker.model))
                 document = {"saved": True}
             else:
                 raise ValueError(line)
         except Exception as exc:  # noqa: BLE001  # whatever it is, the supervisor must hear of it
-            document = {"wrong": f"{type(exc).__name__}: {exc}", "journal": worker.journal[-60:]}
+            document = {"wrong": f"{type(exc).__name__}: {exc}", "journal": worker.history(exc)}
         document |= {"operations": worker.operations, "promises": worker.promises, "refused": worker.refused}
         answer(document)
 
