@@ -417,6 +417,19 @@ fspf_status segments_read(segments *s, uint64_t slot, struct iovec *iov, int iov
     return failed ? fail_os(err, failed, "read of a segment") : ST_OK;
 }
 
+void segments_prefetch(segments *s, uint64_t slot, uint64_t count)
+{
+    segment *seg = NULL;
+    fspf_error ignored = {0};
+    uint64_t left = s->segment_slots - (slot & (s->segment_slots - 1));
+    if (acquire(s, slot, false, &seg, &ignored) != ST_OK) {
+        return;
+    }
+    (void)posix_fadvise(seg->fd, (off_t)slot_offset(s, slot), (off_t)(min_u64(count, left) * s->chunk_size),
+                        POSIX_FADV_WILLNEED);
+    release(s, seg, false);
+}
+
 fspf_status segments_write(segments *s, uint64_t slot, size_t count, const uint8_t *data, const uint8_t *entries,
                            fspf_error *err)
 {

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
+from fspf.core.log import Batch
 from fspf.volume.namespace import Namespace
 from fspf.volume.volume import Volume
 
@@ -42,7 +43,7 @@ def _applied(edit: Callable[[Namespace, list[Any]], None]) -> AbstractContextMan
     def edited(self: Namespace, drained: Any) -> None:
         parts = list(drained)
         edit(self, parts)
-        apply(self, tuple(parts))
+        apply(self, Batch(*parts))
 
     patch: AbstractContextManager[Any] = mock.patch.object(Namespace, "apply", edited)
     return patch
@@ -111,11 +112,11 @@ def commit_without_drain(_: PlaneSession) -> Iterator[None]:
     """Commit what the namespace has, without what the data plane has answered since it was last asked."""
     prepare = Volume._prepare
 
-    def without(self: Volume, everything: bool, closing: bool) -> Any:
+    def without(self: Volume, everything: bool, closing: bool, inos: set[int]) -> Any:
         drain = self.lock.on_enter
         self.lock.on_enter = None
         try:
-            return prepare(self, everything, closing)
+            return prepare(self, everything, closing, inos)
         finally:
             self.lock.on_enter = drain
 

@@ -18,6 +18,7 @@ from unittest import mock
 
 from fspf.core.freshness import Freshness
 from fspf.volume.commit import Commits, Prepared
+from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
 from fspf.volume.volume import Volume
 from tests.fault.memcas import MemoryCas
@@ -27,6 +28,7 @@ from tests.support.fakemount import FakeMount
 
 if TYPE_CHECKING:
     from fspf.core.anchor import Anchor
+    from fspf.volume.intent import Intended
     from tests.fault.workload import Result
     from tests.support.fakekernel import FakeKernel
 
@@ -56,6 +58,7 @@ class PlaneSession:
         self.mounted: FakeMount | None = None
         self.volume: Volume | None = None
         self.inos: set[int] = set()
+        self.logged = 0  # commits that were records of the intent log
 
     # -- the CAS and commits, watched
 
@@ -83,18 +86,38 @@ class PlaneSession:
     def watched(self) -> Iterator[None]:
         """Read back what every commit wrote, and let others go on inside of it."""
         write_root, commit = Commits._write_root, Namespace.commit
+        write_log, intend = Layout.write_log, Volume._intend
+        newest_taken = [0]
 
-        def write_and_read(this: Commits, prepared: Prepared) -> Anchor:
-            self.meanwhile()
-            newest = self.history.number  # an operation that began later is not in this state
-            anchor = write_root(this, prepared)
+        def read_back(generation: int, newest: int) -> None:
             with Volume.open(self.path, self.cas, read_only=True) as seen:
                 assert seen.root_record is not None
-                assert seen.root_record.generation == anchor.generation
+                assert seen.root_record.generation == generation
                 tree = tree_in(seen)
-            self.result.trees[anchor.generation] = tree
-            self.history.commits[anchor.generation] = Commit(tree, newest)
+            self.result.trees[generation] = tree
+            self.history.commits[generation] = Commit(tree, newest)
+
+        def write_and_read(this: Commits, prepared: Prepared, *, log_follows: bool) -> Anchor:
+            self.meanwhile()
+            newest = self.history.number  # an operation that began later is not in this state
+            anchor = write_root(this, prepared, log_follows=log_follows)
+            read_back(anchor.generation, newest)
             return anchor
+
+        def intend_and_let_others(this: Volume, inos: set[int]) -> Intended | None:
+            intended = intend(this, inos)
+            newest_taken[0] = self.history.number
+            if intended is not None and (intended.batches or intended.pieces):
+                self.meanwhile()
+            return intended
+
+        def log_and_read(this: Layout, offset: int, frame: bytes) -> None:
+            write_log(this, offset, frame)
+            assert self.volume is not None
+            commits = self.volume._commits
+            assert commits is not None
+            read_back(commits.generation + 1, newest_taken[0])
+            self.logged += 1
 
         def flush_and_let_others(this: Namespace) -> None:
             commit(this)
@@ -102,6 +125,8 @@ class PlaneSession:
 
         with (
             mock.patch.object(Commits, "_write_root", write_and_read),
+            mock.patch.object(Volume, "_intend", intend_and_let_others),
+            mock.patch.object(Layout, "write_log", log_and_read),
             mock.patch.object(Namespace, "commit", flush_and_let_others),
         ):
             yield
