@@ -16,6 +16,7 @@
 /* Segments are made one after another; a crash can lose some names of the last few. What lies beyond is not ours. */
 #define STRAY_GAP 1024u
 #define MAX_IOV_CALL 64
+#define STREAM_WRITE (256u << 10) /* so much at once belongs to a stream, which will be synced, or is too large to be kept back */
 
 struct segment {
     uint64_t number;
@@ -306,6 +307,7 @@ static fspf_status acquire_lock_held(segments *s, uint64_t number, bool write, s
             }
             return fail_os(err, saved, "segment file");
         }
+        (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* twice the read-ahead; what is read alone has none */
         seg->fd = fd;
         seg->sized = false;
         ring_push_lock_held(s, seg);
@@ -417,19 +419,6 @@ fspf_status segments_read(segments *s, uint64_t slot, struct iovec *iov, int iov
     return failed ? fail_os(err, failed, "read of a segment") : ST_OK;
 }
 
-void segments_prefetch(segments *s, uint64_t slot, uint64_t count)
-{
-    segment *seg = NULL;
-    fspf_error ignored = {0};
-    uint64_t left = s->segment_slots - (slot & (s->segment_slots - 1));
-    if (acquire(s, slot, false, &seg, &ignored) != ST_OK) {
-        return;
-    }
-    (void)posix_fadvise(seg->fd, (off_t)slot_offset(s, slot), (off_t)(min_u64(count, left) * s->chunk_size),
-                        POSIX_FADV_WILLNEED);
-    release(s, seg, false);
-}
-
 fspf_status segments_write(segments *s, uint64_t slot, size_t count, const uint8_t *data, const uint8_t *entries,
                            fspf_error *err)
 {
@@ -441,6 +430,9 @@ fspf_status segments_write(segments *s, uint64_t slot, size_t count, const uint8
     int failed = write_all(s, seg->fd, slot_offset(s, slot), data, count * s->chunk_size);
     if (failed == 0) {
         failed = write_all(s, seg->fd, entry_offset(s, slot), entries, count * ENTRY_LEN);
+    }
+    if (failed == 0 && count * s->chunk_size >= STREAM_WRITE) { /* the disk works while the next blocks are sealed */
+        (void)sync_file_range(seg->fd, (off_t)slot_offset(s, slot), (off_t)(count * s->chunk_size), SYNC_FILE_RANGE_WRITE);
     }
     release(s, seg, true);
     return failed ? fail_os(err, failed, "write to a segment") : ST_OK;

@@ -41,8 +41,6 @@ fspf_status segments_scan(segments *s, uint64_t expected, uint64_t *end, fspf_er
 /* Read neighbouring slots of one segment, starting at `slot`. *got is short at the end of the file; ST_DAMAGED with
  * KIND_MISSING when there is no such file. The iovec is used up. */
 fspf_status segments_read(segments *s, uint64_t slot, struct iovec *iov, int iov_count, size_t *got, fspf_error *err);
-/* Let the host fetch neighbouring slots of one segment while we do something else. A hint: no error. */
-void segments_prefetch(segments *s, uint64_t slot, uint64_t count);
 /* Write `count` neighbouring slots of one segment and their table entries. */
 fspf_status segments_write(segments *s, uint64_t slot, size_t count, const uint8_t *data, const uint8_t *entries,
                            fspf_error *err);

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PREFETCH_BYTES (512u << 10)
-
 /* Chunks index .. index+count-1 lie in neighbouring slots; bytes from..from+len of them go to `out`. Chunks that are
  * not wanted whole pass through `edges` (two chunks). */
 static fspf_status read_run(tree *t, opener *o, uint64_t index, const uint8_t *pointers, size_t count, size_t from,
@@ -111,7 +109,6 @@ static fspf_status read_lock_held(tree *t, uint64_t offset, uint8_t *out, size_t
     uint64_t leaf_index = UINT64_MAX;
     scratch *edges = NULL;
     uint8_t pointers[RUN_CHUNKS * POINTER_LEN];
-    bool fetch = len >= PREFETCH_BYTES; /* the disk then works while the first blocks are opened */
 
     opener_init(&o, t->st, t->protection);
     while (len > 0 && status == ST_OK) {
@@ -129,10 +126,6 @@ static fspf_status read_lock_held(tree *t, uint64_t offset, uint8_t *out, size_t
                 memset(out, 0, n);
             } else if (status == ST_OK) {
                 n = count * chunk_size - from < len ? count * chunk_size - from : len;
-                if (fetch && wanted > count) { /* a file written front to back lies front to back */
-                    segments_prefetch(&t->st->slots.files, pointer_slot(pointers), wanted);
-                    fetch = false;
-                }
                 if ((from > 0 || (from + n) % chunk_size != 0) && edges == NULL) {
                     edges = store_scratch_get(t->st);
                     if (edges == NULL) {
