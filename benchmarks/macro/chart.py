@@ -100,11 +100,17 @@ def panel(axis: Any, results: Results, lines: list[Line], against: str) -> None:
                 axis.plot(theirs, row, mark, color=colour, markersize=6, markeredgecolor="white",
                           markeredgewidth=0.6, label=system, zorder=4)  # fmt: skip
                 low, high = min(low, theirs), max(high, theirs)
-        target = line.target if against == "ext4" else line.null_target if against == "null" else None
-        if target is not None:
-            axis.plot(
-                [target, target], [row - 0.45, row + 0.45], color="#c00000", linewidth=2, label="target", zorder=3
-            )
+        targets = {
+            "ext4": (
+                (line.target, "#c00000", "target"),
+                (line.bounded_target, MARKS["fspf-bounded"][1], "target, bounded"),
+            ),
+            "null": ((line.null_target, "#c00000", "target"),),
+        }
+        for target, colour, label in targets.get(against, ()):
+            if target is not None:
+                axis.plot([target] * 2, [row - 0.45, row + 0.45], color=colour, linewidth=2.5, label=label, zorder=3)
+                low, high = min(low, target), max(high, target)
     axis.axvline(1.0, color="black", linewidth=0.8, zorder=1)
     axis.set_yticks(range(len(lines)), [line.title for line in lines], fontsize=7.5)
     axis.set_ylim(len(lines) - 0.4, -0.6)

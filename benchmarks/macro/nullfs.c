@@ -1,7 +1,7 @@
 /* A FUSE file system that keeps nothing: writes vanish, reads give zeros. It is the limit of what any FUSE daemon can reach.
  *
  * Low-level libfuse, many threads on cloned descriptors, writeback cache, 1 MiB requests, attributes cached for an hour.
- * One flat directory of at most MAX_FILES names, kept in memory. Built and mounted by peers.py: nullfs -f MOUNTPOINT. */
+ * One flat directory of at most MAX_FILES names, kept in memory. Built by assets.py, mounted by systems.py: nullfs -f MOUNTPOINT. */
 
 #define FUSE_USE_VERSION 312
 #define _GNU_SOURCE
