@@ -238,12 +238,15 @@ def verdicts(results: Results) -> str:
             failed.setdefault((system, why), []).append(line.key)
     out += ["", f"**Failed or skipped**: {'nothing.' if not failed else ''}".rstrip()]
     out += [f"* {system}: {', '.join(keys)}: {' '.join(why.split())[:300]}" for (system, why), keys in failed.items()]
-    unmeasured = [
-        f"{line.key} on {', '.join(missing)}"
-        for line, entry in measured
-        if (missing := [name for name in line.systems if name not in entry.figures and name not in entry.failures])
-    ]
-    out += [f"* not asked for: {'; '.join(unmeasured)}"] if unmeasured else []
+    known = {name for _, entry in measured for name in (*entry.figures, *entry.failures)}
+    strangers = [name for name in SYSTEM_NAMES if name not in known]
+    out += [f"* file systems not asked for: {', '.join(strangers)}"] if strangers else []
+    unmeasured: dict[str, list[str]] = {}  # file system -> lines
+    for line, entry in measured:
+        for name in line.systems:
+            if name in known and name not in entry.figures and name not in entry.failures:
+                unmeasured.setdefault(name, []).append(line.key)
+    out += [f"* {name}: not asked for: {', '.join(keys)}" for name, keys in unmeasured.items()]
     absent = [line.key for line in LINES if line.key not in results.lines]
     out += [f"* lines not asked for: {', '.join(absent)}"] if absent else []
     return "\n".join(out)

@@ -132,7 +132,8 @@ def test_verdicts_name_what_was_missed_and_what_failed() -> None:
     assert "behind a peer: rand-read-cold: 0.83 x gocryptfs\n" in text
     assert "cryfs: untar: cryfs is not installed" in text
     assert "encfs: untar: died badly" in text
-    assert "untar on gocryptfs, securefs" in text  # neither measured nor failed
+    assert "* file systems not asked for: null, fspf-bounded, securefs\n" in text
+    assert "* gocryptfs: not asked for: untar\n" in text
     assert "lines not asked for: seq-write," in text
 
 
