@@ -342,7 +342,7 @@ def test_metrics_in_a_file(site: Site) -> None:
         sample.name: sample for family in text_string_to_metric_families(path.read_text()) for sample in family.samples
     }
     assert values["fspf_generation"].labels["mountpoint"] == str(site.mountpoint)
-    assert values["fspf_cache_limit_bytes"].value == 64 << 20
+    assert values["fspf_cache_limit_bytes"].value == 128 << 20
     text = site.run("status", site.mountpoint, "--prometheus").stdout
     assert {family.name for family in text_string_to_metric_families(text)} >= {"fspf_requests", "fspf_failed"}
     site.umount()
@@ -387,11 +387,10 @@ def test_status_counts(site: Site, mnt: Path) -> None:
         after = site.status()
     assert after["counters"]["requests"] > before["counters"]["requests"]
     assert after["counters"]["written_bytes"] - before["counters"]["written_bytes"] == 1_000_000
-    assert after["counters"]["open_files"] == before["counters"]["open_files"] + 1
     assert after["memory_bytes"] > 10 << 20
     assert after["anchor_lag"] == 0
     text = site.run("status", mnt).stdout
-    for word in ("requests:", "memory:", "976.6 KiB written", "caches", "64.0 MiB"):
+    for word in ("requests:", "memory:", "976.6 KiB written", "caches", "128.0 MiB"):
         assert word in text
     with subprocess.Popen(
         site.command("status", mnt, "--watch", "0.2"), env=site.environment, stdout=subprocess.PIPE, text=True
