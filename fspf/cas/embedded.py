@@ -6,14 +6,17 @@ to `fspf.cas.file`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from fspf.cas import rules
 from fspf.cas.file import BUSY_TIMEOUT_S, CasFile
+from fspf.cas.hot import MAX_STATE_LEN, HotFile, Version, read_hot
 from fspf.cas.liveness import holder_is_gone
 from fspf.cas.sealing import Fixed, Sealer, checked_volume_id, to_record
 from fspf.core.errors import CasUnreachableError, FspfError, UnknownVolumeError, VolumeExistsError
@@ -21,7 +24,7 @@ from fspf.core.keys import SecretKey
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import apsw
 
@@ -30,16 +33,20 @@ if TYPE_CHECKING:
     from fspf.core.freshness import Freshness
 
 
+_HOT_AFTER: Final = 4  # advances by one process, after which more are expected soon
+
+
 @dataclass(slots=True)
 class _Known:
-    """A row as it was left by this process; whether it still is so, only a statement on it can tell."""
+    """A state as this process left it; whether it still is so, is looked at under the hot file's lock."""
 
     sealer: Sealer
-    row_id: bytes
+    hot_path: str
     version: int
     sealed_state: bytes
     sealed_fixed: bytes
     state: State
+    count: int  # of advances that went to the database
 
 
 class EmbeddedCas:
@@ -122,7 +129,10 @@ class EmbeddedCas:
                 rows: builtins.list[tuple[Any, ...]] = connection.execute(
                     "SELECT id, version, state, fixed FROM volume"
                 ).fetchall()
-                records = [self._open_row(sealer.open_row_id(row_id), tuple(row)) for row_id, *row in rows]
+                records = [
+                    self._open_row(sealer.open_row_id(row_id), self._newest(row_id, tuple(row)))
+                    for row_id, *row in rows
+                ]
         return sorted(records, key=lambda record: (record.name, record.volume_id))
 
     def acquire(
@@ -159,38 +169,48 @@ class EmbeddedCas:
 
         with self._file.lock:
             known = self._advanced.pop(volume_id, None)
-            if known is not None and self._advance_known(volume_id, known, rule):
-                self._advanced[volume_id] = known
-            else:
-                self._change(volume_id, rule, keep=True)
+            if known is None or not self._advance_known(volume_id, known, rule):
+                count = known.count + 1 if known is not None else 1
+                known = self._change_and_keep(volume_id, rule, count)
+            self._advanced[volume_id] = known
 
     def _advance_known(self, volume_id: bytes, known: _Known, rule: Callable[[State], State]) -> bool:
-        """Change the row in one statement, if it still is what it was; False: nothing was done.
+        """Change the state in the volume's hot file, if it still is what it was here; False: nothing was done.
 
-        An fsync waits for this. The statement compares the whole row, so it decides as a transaction that reads it would.
+        An fsync waits for this. Nobody else changes the state meanwhile, for he would need the file's lock.
         """
-        try:
-            changed = rule(known.state)
-        except FspfError:
-            return False  # perhaps not by the row as it is now
-        with self._file.statement() as connection:
-            if self._file.sealer is not known.sealer:
-                return False  # the file was opened anew: its key may be another
-            sealed = known.sealer.seal_state(volume_id, changed, known.sealed_fixed, known.version + 1)
-            connection.execute(
-                "UPDATE volume SET version = ?, state = ? WHERE id = ? AND version = ? AND state = ? AND fixed = ?",
-                (known.version + 1, sealed, known.row_id, known.version, known.sealed_state, known.sealed_fixed),
-            )
-            if connection.changes() != 1:
+        with self._file.reading() as connection, HotFile.locked(known.hot_path) as hot:
+            if hot is None or self._file.sealer is not known.sealer:
+                return False  # the database was opened anew: its key may be another
+            row = self._select(connection, volume_id)
+            if row != (known.version, known.sealed_state, known.sealed_fixed):
                 return False
+            try:
+                changed = rule(known.state)
+            except FspfError:
+                return False  # it will be said by the row itself
+            sealed = known.sealer.seal_state(volume_id, changed, known.sealed_fixed, known.version + 1)
+            if len(sealed) > MAX_STATE_LEN:
+                return False
+            hot.write(Version(known.version + 1, sealed))
         known.version += 1
         known.sealed_state = sealed
         known.state = changed
         return True
 
+    def _change_and_keep(self, volume_id: bytes, rule: Callable[[State], State], count: int) -> _Known:
+        """Advance in the database, and get ready for more that follow soon: those of a mount's fsyncs."""
+        self._change(volume_id, rule, heat=count >= _HOT_AFTER)
+        with self._file.reading() as connection:  # another may have changed it again: then this is what he made of it
+            sealer = self._file.sealer
+            version, sealed_state, sealed_fixed = self._row(connection, volume_id)
+            state = sealer.open_state(volume_id, sealed_state, sealed_fixed, version)
+        return _Known(sealer, self._hot_path(volume_id), version, sealed_state, sealed_fixed, state, count)
+
     def release(self, volume_id: bytes, lease: Lease) -> None:
         """End *lease*. Idempotent; the lease of another is left alone."""
-        self._change(volume_id, lambda state: rules.release(state, lease))
+        self._advanced.pop(volume_id, None)
+        self._change(volume_id, lambda state: rules.release(state, lease), cool=True)
 
     def rekey(self, volume_id: bytes, lease: Lease, expected: Anchor, new: Anchor, key: SecretKey) -> None:
         """Replace the volume key, count its version up and move the anchor, in one transaction."""
@@ -204,7 +224,7 @@ class EmbeddedCas:
 
     def remove(self, volume_id: bytes) -> None:
         """Forget the volume, and its key with it."""
-        with self._file.transaction() as connection:
+        with self._alone(volume_id, cool=True) as connection:
             self._row(connection, volume_id)
             connection.execute("DELETE FROM volume WHERE id = ?", (self._file.sealer.row_id(volume_id),))
 
@@ -220,12 +240,13 @@ class EmbeddedCas:
         Raises:
             FspfError: As `fspf.cas.rules.merge` says.
         """
-        with self._file.lock:
+        with self._file.lock, ExitStack() as locks:
             self._file.make()
             with self._file.transaction() as connection:
                 sealer = self._file.sealer
                 for record in records:
                     volume_id = checked_volume_id(record.volume_id)
+                    locks.enter_context(HotFile.locked(self._hot_path(volume_id)))
                     row = self._select(connection, volume_id)
                     existing = None if row is None else self._open_row(volume_id, row)
                     state = rules.merge(
@@ -258,42 +279,71 @@ class EmbeddedCas:
 
     # -- rows
 
+    def _hot_path(self, volume_id: bytes) -> str:
+        return HotFile.path_of(self.path, self._file.sealer.row_id(volume_id))
+
+    @contextlib.contextmanager
+    def _alone(self, volume_id: bytes, *, heat: bool = False, cool: bool = False) -> Iterator[apsw.Connection]:
+        """Give a connection within a transaction, while nobody changes the volume's state in its hot file either.
+
+        Args:
+            heat: Make that file if it is not there.
+            cool: Remove it at the end: the database has everything then.
+        """
+        with ExitStack() as stack:  # its lock is held until the transaction has ended
+            path = ""
+            with self._file.transaction() as connection:
+                path = self._hot_path(volume_id)
+                hot = stack.enter_context(HotFile.locked(path))
+                yield connection
+                if hot is None and heat:
+                    HotFile.make(path)
+            if cool and hot is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
     def _change(
         self,
         volume_id: bytes,
         rule: Callable[[State], State],
         new_key: SecretKey | None = None,
         *,
-        keep: bool = False,
+        heat: bool = False,
+        cool: bool = False,
     ) -> State:
         """Replace the state of one volume by what *rule* makes of it, in one transaction.
 
         Args:
-            keep: Remember the row for the next advance.
+            heat, cool: As for `_alone`.
         """
-        with self._file.transaction() as connection:
+        with self._alone(volume_id, heat=heat, cool=cool) as connection:
             sealer = self._file.sealer
             row = self._row(connection, volume_id)
             version, sealed_state, sealed_fixed = row
             state = sealer.open_state(volume_id, sealed_state, sealed_fixed, version)
             changed = rule(state)
-            if changed is not state:
+            if changed is not state or (cool and version != self._stored_version(connection, volume_id)):
                 fixed = None
                 if new_key is not None:
                     fixed = Fixed(sealer.open_fixed(volume_id, sealed_fixed, state.key_version).name, new_key)
                 self._update(connection, sealer, volume_id, row, changed, fixed)
-            kept = self._select(connection, volume_id) if keep else None
-        if kept is not None:  # and committed
-            version, sealed_state, sealed_fixed = kept
-            self._advanced[volume_id] = _Known(
-                sealer, sealer.row_id(volume_id), version, sealed_state, sealed_fixed, changed
-            )
         return changed
 
     def _select(self, connection: apsw.Connection, volume_id: bytes) -> tuple[Any, ...] | None:
         query = "SELECT version, state, fixed FROM volume WHERE id = ?"
-        row = connection.execute(query, (self._file.sealer.row_id(volume_id),)).fetchone()
-        return None if row is None else tuple(row)
+        row_id = self._file.sealer.row_id(volume_id)
+        row = connection.execute(query, (row_id,)).fetchone()
+        return None if row is None else self._newest(row_id, tuple(row))
+
+    def _stored_version(self, connection: apsw.Connection, volume_id: bytes) -> int:
+        row_id = self._file.sealer.row_id(volume_id)
+        return int(connection.execute("SELECT version FROM volume WHERE id = ?", (row_id,)).get)
+
+    def _newest(self, row_id: bytes, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the row, with the state of its hot file if that is newer."""
+        version, _, sealed_fixed = row
+        hot = read_hot(HotFile.path_of(self.path, row_id))
+        return row if hot is None or hot.number <= version else (hot.number, hot.sealed, sealed_fixed)
 
     def _row(self, connection: apsw.Connection, volume_id: bytes) -> tuple[Any, ...]:
         row = self._select(connection, checked_volume_id(volume_id))

@@ -58,10 +58,14 @@ class Sealer:
         self._fixed_key = master.derive(_FIXED_LABEL)
         self._state_key = master.derive(_STATE_LABEL)
         self._wrapping_key = master.derive(_KEY_LABEL)
+        self._row_ids: dict[bytes, bytes] = {}
 
     def row_id(self, volume_id: bytes) -> bytes:
         """Return the id of the row of *volume_id*; 32 bytes, always the same."""
-        return self._id_key.siv_seal(volume_id, _ID_LABEL)
+        row_id = self._row_ids.get(volume_id)
+        if row_id is None:
+            row_id = self._row_ids[volume_id] = self._id_key.siv_seal(volume_id, _ID_LABEL)
+        return row_id
 
     def open_row_id(self, row_id: bytes) -> bytes:
         """Return the volume id."""
