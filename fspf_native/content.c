@@ -230,17 +230,22 @@ void content_destroy(relay *r, inode *node)
 {
     fspf_error err = {0};
     uint64_t lost = 0;
-    if (!S_ISREG(node->mode) || (node->tree == NULL && pointer_is_hole(node->root.pointer))) {
+    pthread_mutex_lock(&r->meta.lock);
+    bool is_file = S_ISREG(node->mode);
+    uint8_t protection = node->protection;
+    uint64_t chunks = node->chunks;
+    content_root root = node->root;
+    tree *own = node->tree; /* freed with the inode */
+    pthread_mutex_unlock(&r->meta.lock);
+    if (!is_file || (own == NULL && pointer_is_hole(root.pointer))) {
         return;
     }
-    tree *t = node->tree;
-    if (t == NULL) {
-        if (tree_new(r->st, &node->root, (protection_mode)node->protection, node->chunks, false, &t, &err) != ST_OK) {
-            return; /* the slots are found free at the next rebuild */
-        }
+    tree *t = own;
+    if (t == NULL && tree_new(r->st, &root, (protection_mode)protection, chunks, false, &t, &err) != ST_OK) {
+        return; /* the slots are found free at the next rebuild */
     }
     (void)tree_destroy(t, &lost, &err);
-    if (node->tree == NULL) {
+    if (own == NULL) {
         tree_free(t);
     }
 }

@@ -99,11 +99,12 @@ typedef struct meta {
     size_t removed_count, removed_capacity;
     inode_key *deleted; /* rows that it still has */
     size_t deleted_count, deleted_capacity;
-    size_t dirty_count;   /* of rows and names, all kinds */
-    size_t changed_count; /* contents */
+    _Atomic size_t dirty_count;   /* of rows and names, all kinds; read without the lock, too */
+    _Atomic size_t changed_count; /* contents; the same */
     size_t bytes, limit;
     _Atomic uint64_t next_ino, next_cookie;
-    int64_t files_delta, bytes_delta; /* since the last drain */
+    int64_t files_delta; /* since the last drain */
+    _Atomic int64_t bytes_delta; /* the same; read without the lock, too */
     _Atomic int blocked; /* errno for every change, 0 = none */
     _Atomic bool no_space;
     uint64_t evictions;

@@ -104,7 +104,8 @@ static int take_lock_held(meta *m, drained *out)
     m->dirty_count = 0;
     out->files_delta = m->files_delta;
     out->bytes_delta = m->bytes_delta;
-    m->files_delta = m->bytes_delta = 0;
+    m->files_delta = 0;
+    m->bytes_delta = 0;
     return 0;
 }
 

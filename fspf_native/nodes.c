@@ -76,6 +76,14 @@ int node_get(request *req, uint64_t ino, inode **out)
     return result;
 }
 
+bool node_is_file(relay *r, const inode *node)
+{
+    pthread_mutex_lock(&r->meta.lock);
+    bool is_file = S_ISREG(node->mode);
+    pthread_mutex_unlock(&r->meta.lock);
+    return is_file;
+}
+
 void node_put(relay *r, inode *node)
 {
     meta *m = &r->meta;

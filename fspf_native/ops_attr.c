@@ -103,12 +103,14 @@ int op_setattr(request *req)
             }
         }
     }
-    bool pass = result == 0 && !node->no_xattrs && (in.valid & FATTR_MODE) != 0; /* an access list follows the mode */
-    bool capability = result == 0 && (in.valid & (FATTR_SIZE | FATTR_UID | FATTR_GID)) != 0;
-    if (capability && !S_ISDIR(node->mode)) {
-        drop_capability(req, node);
-    }
+    bool concerned = result == 0 && (in.valid & (FATTR_SIZE | FATTR_UID | FATTR_GID)) != 0;
     pthread_mutex_lock(&r->meta.lock);
+    bool pass = result == 0 && !node->no_xattrs && (in.valid & FATTR_MODE) != 0; /* an access list follows the mode */
+    if (concerned && !S_ISDIR(node->mode) && capability_due_lock_held(node)) {
+        pthread_mutex_unlock(&r->meta.lock);
+        drop_capability(req, node);
+        pthread_mutex_lock(&r->meta.lock);
+    }
     if (result == 0) {
         int64_t now = now_ns();
         uint32_t valid = in.valid;
@@ -176,7 +178,9 @@ static int known_to_have_none(request *req)
     if (result != 0) {
         return result;
     }
+    pthread_mutex_lock(&req->r->meta.lock);
     result = node->no_xattrs ? 1 : 0;
+    pthread_mutex_unlock(&req->r->meta.lock);
     node_put(req->r, node);
     return result;
 }

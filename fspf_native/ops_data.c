@@ -80,7 +80,11 @@ static void note_change(request *req, inode *node, bool times, bool kill)
         req->invalidate = node->ino;
     }
     meta_changed(m, node);
+    bool capability = capability_due_lock_held(node);
     pthread_mutex_unlock(&m->lock);
+    if (capability) {
+        drop_capability(req, node);
+    }
 }
 
 /* After a change that failed, of which a part may be in the tree all the same: it is to be flushed like any other. */
@@ -97,11 +101,8 @@ static void note_part(request *req, inode *node, const tree *t)
 void drop_capability(request *req, inode *node)
 {
     meta *m = &req->r->meta;
-    if (node->no_xattrs || node->no_capability) {
-        return;
-    }
     pthread_mutex_lock(&m->lock);
-    bool due = !node->no_xattrs && !node->no_capability;
+    bool due = capability_due_lock_held(node);
     node->no_capability = true; /* before it goes: one that is set afterwards is told, and counts */
     pthread_mutex_unlock(&m->lock);
     if (due && req->r->up.drop_capability(req->r->up.context, node->ino) != 0) {
@@ -135,7 +136,6 @@ int op_write(request *req)
         bool cached = (in.write_flags & FUSE_WRITE_CACHE) != 0;
         fspf_status status = tree_write(t, in.offset, data, in.size, &err);
         note_change(req, node, !cached, kill);
-        drop_capability(req, node);
         if (status != ST_OK) {
             result = failed(req, "write", node, status, &err);
         } else {
@@ -165,7 +165,7 @@ int op_fsync(request *req)
     if (result != 0) {
         return result;
     }
-    if (S_ISREG(node->mode)) {
+    if (node_is_file(r, node)) {
         result = content_prepare_log(r, node);
     }
     node_put(req->r, node);
@@ -185,7 +185,7 @@ int op_flush(request *req)
     inode *node = NULL;
     int result = node_get(req, req->in->nodeid, &node);
     if (result == 0) {
-        result = S_ISREG(node->mode) && !req->r->options.read_only ? content_flush(req->r, node) : 0;
+        result = !req->r->options.read_only && node_is_file(req->r, node) ? content_flush(req->r, node) : 0;
         node_put(req->r, node);
     }
     return result;
@@ -258,7 +258,6 @@ int op_fallocate(request *req)
         result = allocate(req, node, t, &in);
         if (result == 0) {
             note_change(req, node, true, req->in->uid != 0);
-            drop_capability(req, node);
         } else {
             note_part(req, node, t);
         }
@@ -402,7 +401,6 @@ int op_copy_file_range(request *req)
         }
         if (copied > 0) {
             note_change(req, to, true, req->in->uid != 0);
-            drop_capability(req, to);
         } else {
             note_part(req, to, target);
         }

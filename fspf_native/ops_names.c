@@ -591,7 +591,7 @@ static int find_end(request *req, end *e)
     return result;
 }
 
-static int check_rename(request *req, const end *from, const end *to, uint32_t flags)
+static int check_rename(const end *from, const end *to, uint32_t flags)
 {
     const inode *moved = from->node;
     const inode *other = to->node;
@@ -613,14 +613,22 @@ static int check_rename(request *req, const end *from, const end *to, uint32_t f
     if (S_ISDIR(other->mode) != S_ISDIR(moved->mode)) {
         return S_ISDIR(other->mode) ? -EISDIR : -ENOTDIR;
     }
-    if (S_ISDIR(other->mode)) {
-        int result = check_empty(req, to->node);
-        if (result == 0) {
-            pthread_mutex_unlock(&req->r->meta.lock);
-        }
-        return result;
-    }
     return 0;
+}
+
+/* Lock held, and given back for a moment to find out what a directory has in it. */
+static int check_replaced(request *req, const end *from, const end *to, uint32_t flags)
+{
+    int result = check_rename(from, to, flags);
+    bool replaced = result == 0 && (flags & RENAME_EXCHANGE) == 0 && to->node != NULL && to->node != from->node;
+    if (replaced && S_ISDIR(to->node->mode)) {
+        pthread_mutex_unlock(&req->r->meta.lock);
+        result = check_empty(req, to->node);
+        if (result != 0) {
+            pthread_mutex_lock(&req->r->meta.lock);
+        }
+    }
+    return result;
 }
 
 static void moved_to(meta *m, inode *node, inode *from, inode *to, int64_t now)
@@ -717,16 +725,22 @@ static int rename_names(request *req, end *from, end *to, uint32_t flags)
     if (result == 0) {
         result = find_end(req, to);
     }
-    if (result == 0) {
-        result = check_rename(req, from, to, flags);
-    }
     bool same = result == 0 && from->node == to->node;
-    if (result == 0 && !same && to->node != NULL) {
-        /* No commit may have the new name without the new data: programs replace files by rename without fsync. */
-        result = S_ISREG(from->node->mode) ? content_flush(r, from->node) : 0;
-        if (result == 0 && (flags & RENAME_EXCHANGE) != 0 && S_ISREG(to->node->mode)) {
-            result = content_flush(r, to->node);
-        }
+    bool data_first = false;
+    bool both = false;
+    if (result == 0) {
+        pthread_mutex_lock(&m->lock);
+        result = check_replaced(req, from, to, flags);
+        data_first = result == 0 && !same && to->node != NULL && S_ISREG(from->node->mode);
+        both = result == 0 && !same && (flags & RENAME_EXCHANGE) != 0 && S_ISREG(to->node->mode);
+        pthread_mutex_unlock(&m->lock);
+    }
+    /* No commit may have the new name without the new data: programs replace files by rename without fsync. */
+    if (data_first) {
+        result = content_flush(r, from->node);
+    }
+    if (result == 0 && both) {
+        result = content_flush(r, to->node);
     }
     pthread_mutex_lock(&m->lock);
     if (result == 0 && !same) {

@@ -94,16 +94,17 @@ struct relay {
     pthread_mutex_t lock; /* threads, slow requests */
     pthread_cond_t changed;
     pthread_t threads[RELAY_MAX_THREADS];
-    int thread_count;
+    _Atomic int thread_count;
     pthread_t control_thread;
     bool control_started, control_gone, kernel_gone;
     map64 slow; /* unique -> slow_request */
     pthread_cond_t answered;
     int ring_threads[RELAY_MAX_CPUS];
     _Atomic int ring_idle[RELAY_MAX_CPUS];
-    int ring_running, ring_count;
+    _Atomic int ring_running;
+    int ring_count;
     pid_t ring_thread[RELAY_MAX_CPUS * RELAY_MAX_THREADS];
-    bool uring; /* requests come through rings */
+    _Atomic bool uring; /* requests come through rings */
     pthread_mutex_t pool_lock;
     pthread_cond_t pool_work;
     struct ring *pool_first, *pool_last;
@@ -201,7 +202,14 @@ void content_destroy(relay *r, inode *node);
 bool kill_privileges(request *req, inode *node);
 /* A change of content or names; ctime never goes back. */
 void set_times(inode *node, int64_t now);
+/* May it have security.capability? Lock held. */
+static inline bool capability_due_lock_held(const inode *node)
+{
+    return !node->no_xattrs && !node->no_capability;
+}
 void drop_capability(request *req, inode *node);
+/* Is it a regular file? That never changes. */
+bool node_is_file(relay *r, const inode *node);
 void touch_atime_lock_held(relay *r, inode *node);
 
 #endif

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 
@@ -164,6 +164,9 @@ class Site:
         ]
 
 
+SiteKind = TypeVar("SiteKind", bound=Site)
+
+
 def as_nobody(code: str, *arguments: str | Path, groups: Sequence[int] = (), uid: int = 65534, gid: int = 65534) -> int:
     """Run Python code as another user; 0, or the errno of the OSError that it raised, or 255."""
     program = f"import os, sys\ntry:\n    {code}\nexcept OSError as exc:\n    sys.exit(exc.errno)"
@@ -198,8 +201,13 @@ def need_fuse() -> None:
 
 def make_site(root: Path, disk: Path | None = None) -> Iterator[Site]:
     """Give out a site with an unmounted volume; at the end nothing is mounted, and the log is clean."""
+    yield from make_site_of(Site, root, disk)
+
+
+def make_site_of(kind: type[SiteKind], root: Path, disk: Path | None = None) -> Iterator[SiteKind]:
+    """The same for a site that does more."""
     need_fuse()
-    site = Site(root, disk=disk)
+    site = kind(root, disk=disk)
     site.create()
     yield site
     problem = ""
