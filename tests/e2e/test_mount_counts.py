@@ -77,7 +77,7 @@ class CountedSite(Site):
 @pytest.fixture(scope="module")
 def counted(scratch_root: Path) -> Iterator[CountedSite]:
     if shutil.which("cc") is None:
-        pytest.skip("no-cc: there is no C compiler")
+        pytest.skip("no-program: cc")
     with tempfile.TemporaryDirectory(dir=scratch_root) as directory:
         root = Path(directory)
         command = ["cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
@@ -177,7 +177,7 @@ def populate(mnt: Path) -> None:
 def costs(scratch_root: Path) -> Iterator[dict[str, tuple[Costs, Costs]]]:
     """What each sequence costs, cold and warm."""
     if shutil.which("cc") is None:
-        pytest.skip("no-cc: there is no C compiler")
+        pytest.skip("no-program: cc")
     with tempfile.TemporaryDirectory(dir=scratch_root) as directory:
         root = Path(directory)
         command = ["cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
