@@ -215,6 +215,8 @@ def test_whiteout(d: Path, fs: Place, kind: str, where: str) -> None:
         info = os.lstat(d / "a")
         assert (info.st_mode, info.st_rdev, info.st_nlink) == (stat.S_IFCHR, 0, 1)
         assert names(d) == sorted({"a", "dir", *(["b"] if where != "another directory" else [])})
+        if where != "new":
+            break
         fs.remount()
     assert d.stat().st_nlink == 3 + (kind == "dir" and where != "another directory")
     make("file", d / "c")
