@@ -223,7 +223,7 @@ def churn(root: Path, seed: int, count: int) -> None:
         (("cache=1M",), 1, 250),
         (("nouring", "commit=200ms"), 1, 250),
         *(
-            pytest.param(options, seed, 3000, marks=pytest.mark.nightly)
+            pytest.param(options, seed, 3000, marks=[pytest.mark.nightly, pytest.mark.timeout(1200)])
             for options in (("cache=128M",), ("cache=1M",), ("nouring", "commit=200ms"), ("nonative",))
             for seed in range(2, 6)
         ),

@@ -316,7 +316,9 @@ def _large(path: Path, count: int) -> None:
     assert len(os.listdir(path)) == count - 1
 
 
-@pytest.mark.parametrize("count", [5_000, pytest.param(200_000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "count", [5_000, pytest.param(200_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1200)])]
+)
 def test_large_directories(d: Path, fs: Place, count: int) -> None:
     count = few(fs, count)
     (d / "x").mkdir()
@@ -330,7 +332,9 @@ def test_large_directories(d: Path, fs: Place, count: int) -> None:
     (d / "x").rmdir()
 
 
-@pytest.mark.parametrize("count", [5_000, pytest.param(200_000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "count", [5_000, pytest.param(200_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1200)])]
+)
 def test_large_directories_in_little_memory(scratch: Path, count: int) -> None:
     """The cache holds less than the directory."""
     for site in make_site(scratch):
