@@ -87,6 +87,13 @@ int op_setattr(request *req)
         return result;
     }
     bool resized = false;
+    /* chown(2) to nobody, or the kernel's own removal of privileges: it leaves them to us without saying so. */
+    bool bare = (in.valid & ~(uint32_t)(FATTR_CTIME | FATTR_KILL_SUIDGID | FATTR_FH | FATTR_LOCKOWNER)) == 0;
+    if (bare && (in.valid & FATTR_CTIME) != 0 && (node->mode & (S_ISUID | S_ISGID)) != 0 && req->in->uid != 0 &&
+        req->in->uid != node->uid) {
+        node_put(req, node);
+        return -EPERM;
+    }
     if (in.valid & FATTR_SIZE) {
         tree *t = NULL;
         fspf_error err = {0};
@@ -103,7 +110,7 @@ int op_setattr(request *req)
             }
         }
     }
-    bool concerned = result == 0 && (in.valid & (FATTR_SIZE | FATTR_UID | FATTR_GID)) != 0;
+    bool concerned = result == 0 && (bare || (in.valid & (FATTR_SIZE | FATTR_UID | FATTR_GID)) != 0);
     pthread_mutex_lock(&r->meta.lock);
     bool pass = result == 0 && !node->no_xattrs && (in.valid & FATTR_MODE) != 0; /* an access list follows the mode */
     if (concerned && !S_ISDIR(node->mode) && capability_due_lock_held(node)) {
@@ -122,8 +129,8 @@ int op_setattr(request *req)
                 valid &= ~(uint32_t)FATTR_GID;
             }
         }
-        if (valid & FATTR_KILL_SUIDGID) {
-            if ((valid & (FATTR_UID | FATTR_GID)) != 0 && req->in->uid == 0) { /* a change of owner clears them for root, too */
+        if (bare || (valid & FATTR_KILL_SUIDGID) != 0) {
+            if ((bare || (valid & (FATTR_UID | FATTR_GID)) != 0) && req->in->uid == 0) { /* a change of owner clears them for root, too */
                 uint32_t kept = node->mode & ~(uint32_t)S_ISUID;
                 if (!S_ISDIR(node->mode)) {
                     node->mode = (kept & S_IXGRP) != 0 ? kept & ~(uint32_t)S_ISGID : kept;

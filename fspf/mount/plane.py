@@ -227,6 +227,7 @@ class Plane:
         """Tell whether an attribute may be set with the flags of setxattr(2)."""
 
         def check() -> None:
+            self._volume.check_xattr(name, b"")
             with self._volume.lock:
                 exists = self._volume.namespace.xattr(Ino(ino), name) is not None
             if exists and flags & XATTR_CREATE:

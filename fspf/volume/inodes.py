@@ -345,7 +345,7 @@ class InodeVolume:
                 raise error(errno.ENOENT, name)
             self.check_growth()
             for key, value in (xattrs or {}).items():
-                self._check_xattr(key, value)
+                self.check_xattr(key, value)
             now = now_ns()
             ino = namespace.take_ino()
             is_dir = stat.S_ISDIR(mode)
@@ -673,7 +673,7 @@ class InodeVolume:
     # -- xattrs
 
     @staticmethod
-    def _check_xattr(name: bytes, value: bytes) -> None:
+    def check_xattr(name: bytes, value: bytes) -> None:
         if not name.startswith(_XATTR_NAMESPACES):
             raise error(errno.EOPNOTSUPP, name)
         if len(name) > NAME_MAX:
@@ -700,7 +700,7 @@ class InodeVolume:
 
     def setxattr(self, ino: Ino, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set a value, with the flags of that system call. OSError EEXIST, ENODATA, E2BIG, ENOSPC, EOPNOTSUPP."""
-        self._check_xattr(name, value)
+        self.check_xattr(name, value)
         with self.lock:
             self.check_writable()
             self._row(ino)

@@ -6,10 +6,12 @@ Random sequences are in tests/real: test_fsx.py, test_stress.py, test_equality.p
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from tests.posix.conftest import Place
-from tests.support.posix import KEEP_SIZE, PUNCH_HOLE, fallocate, opened, tick, times
+from tests.support.posix import ALICE, KEEP_SIZE, PUNCH_HOLE, fallocate, make, mode_of, opened, tick, times
 
 
 def test_times_of_change_survive(d: Path, fs: Place) -> None:
@@ -25,3 +27,12 @@ def test_times_of_change_survive(d: Path, fs: Place) -> None:
     fs.remount()
     after = [times(file) for file in files]
     assert [old[1:] for old in before] == [new[1:] for new in after]
+
+
+def test_chown_to_nobody_clears_set_id(d: Path) -> None:
+    """It changes no owner, so that the request says nothing of one; only the file's owner may."""
+    path = make("file", d / "x", 0o6755)
+    ALICE.gets(errno.EPERM, os.chown, path, -1, -1)
+    assert mode_of(path) == 0o6755
+    os.chown(path, -1, -1)
+    assert mode_of(path) == 0o755
