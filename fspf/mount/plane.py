@@ -80,7 +80,7 @@ class Plane:
         self._volume = volume
         self._operations = operations
         self._boundary = operations.boundary
-        self._had_xattrs = volume.namespace.any_xattrs()
+        self._had_xattrs = self._find_xattrs()
         self._stopping = threading.Event()
         self.relay = Relay(
             volume.store,
@@ -104,6 +104,15 @@ class Plane:
             self.relay.set_no_space(True)  # the native method's signature
         volume.attach_mirror(self.relay)
         self._background = threading.Thread(target=self._run, name="fspf-apply", daemon=True)
+
+    def _find_xattrs(self) -> bool:
+        """Tell whether there may be any; damage where they are is met by whoever asks for one, and hinders nobody else."""
+        try:
+            with self._volume.lock:
+                return self._volume.namespace.any_xattrs()
+        except (FspfError, OSError) as exc:
+            self._boundary.errno_of("mount", exc)
+            return True
 
     def start(self) -> None:
         """Begin to answer."""

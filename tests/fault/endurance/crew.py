@@ -21,6 +21,7 @@ from typing import Any, Final
 from tests.fault.endurance.worker import PULSE
 from tests.support.mounted import REPO
 
+_BYTES_OF_THREAD: Final = (1 << 20) + (64 << 10)
 HANG_S: Final = 90.0  # a call that is not answered for so long hangs; a full disk and a CAS that is away take less
 
 
@@ -117,6 +118,16 @@ class Sample:
     resident: int  # bytes
     descriptors: int
     threads: int
+
+    @property
+    def net_resident(self) -> int:
+        """Bytes without the threads': as many as were ever busy at once stay, each with a buffer."""
+        return self.resident - self.threads * _BYTES_OF_THREAD
+
+    @property
+    def net_descriptors(self) -> int:
+        """Without one for each thread."""
+        return self.descriptors - self.threads
 
 
 @dataclass(slots=True)

@@ -427,8 +427,8 @@ class Endurance:
         due = [action for action, _ in happenings]  # each once, then by chance
         self.random.shuffle(due)
         short = self.seconds < 300
-        long_life = self.seconds / 4
-        long_at = self.seconds / 3
+        long_life = self.seconds / 3
+        long_at = self.seconds / 4
         while (left := self.seconds - (time.monotonic() - began)) > 0 or due:
             self.start()
             if time.monotonic() - began > long_at:
@@ -471,8 +471,8 @@ class Endurance:
             return
         quarter = max(2, len(settled) // 4)
         first, last = settled[:quarter], settled[-quarter:]
-        resident = min(sample.resident for sample in last) - max(sample.resident for sample in first)
-        descriptors = min(sample.descriptors for sample in last) - max(sample.descriptors for sample in first)
+        resident = min(sample.net_resident for sample in last) - max(sample.net_resident for sample in first)
+        descriptors = min(sample.net_descriptors for sample in last) - max(sample.net_descriptors for sample in first)
         if resident > GROWTH_BYTES:
             raise AssertionError(f"the daemon grew by {resident >> 20} MiB in {settled[-1].at:.0f} s")
         if descriptors > GROWTH_DESCRIPTORS:
@@ -503,6 +503,8 @@ class Endurance:
         ]
         settled = self.longest.settled(WARM_UP_S if self.seconds >= 120 else self.seconds / 12)
         if settled:
+            points = settled[:: max(1, len(settled) // 10)]
+            lines.append("resident MiB: " + ", ".join(f"{p.at:.0f} s {p.resident / (1 << 20):.1f}" for p in points))
             lines.append(
                 f"longest life {settled[-1].at:.0f} s: resident {settled[0].resident >> 20} to "
                 f"{settled[-1].resident >> 20} MiB (most {max(s.resident for s in settled) >> 20}), slope "
