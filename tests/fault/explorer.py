@@ -360,8 +360,12 @@ def main(arguments: list[str]) -> None:
             thorough_every=every,
         )
 
-    report = Report() if options.only_recoveries else go(recording, 0, options.thorough_every, options.sample)
-    report.violations += recording.result.problems
+    problems = recording.result.problems
+    if options.only_recoveries or len(problems) >= options.stop_after:
+        report = Report()
+    else:
+        report = go(recording, 0, options.thorough_every, options.sample)
+    report.violations += problems
     if options.recoveries:
         with tempfile.TemporaryDirectory(prefix="fspf-crash-", dir=SCRATCH) as scratch:
             for state, again in recoveries(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.explorer import Report, explore_in_processes, record_workload
+from tests.fault.plane_sabotage import PLANE_SABOTAGES
 from tests.fault.sabotage import SABOTAGES
 from tests.support.plugin import NIGHTLY
 
@@ -24,6 +25,14 @@ CI_LEVEL = [  # workload, seed, freshness, share of the states (None: all), fewe
     pytest.param("rekeys", 1, "strict", None, 400, id="rekey"),
     pytest.param("busy", 2, "bounded:50ms,3", 600, 500, id="bounded"),
     pytest.param("mixed", 3, "none", 600, 500, id="no freshness"),
+]
+
+
+PLANE_LEVEL = [  # the same for workloads through the native data plane, whose threads no seed repeats
+    pytest.param("plane_scripted", None, 500, 10, id="each kind of request"),
+    pytest.param("plane_mixed", 300, 500, 15, id="random requests, commits by the clock"),
+    pytest.param("plane_churn", 300, 500, 15, id="others write, cut and flush within every commit"),
+    pytest.param("plane_clients", 300, 500, 10, id="clients fsync at once"),
 ]
 
 
@@ -58,7 +67,21 @@ def test_every_crash_leaves_a_committed_state(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["scripted", "churn", "rekeys"])
+@pytest.mark.parametrize(("name", "most", "fewest", "generations"), PLANE_LEVEL)
+def test_every_crash_under_the_data_plane_leaves_what_was_promised(
+    scratch: Path, name: str, most: int | None, fewest: int, generations: int
+) -> None:
+    options = ["--keep", str(KEPT)]
+    if most is not None and not NIGHTLY:
+        options += ["--sample", str(2 * most)]
+    report = _explore(scratch, name, 1, "strict", options)
+    _fail_on(report)
+    assert report.states >= fewest
+    assert len(report.generations) >= generations
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["scripted", "churn", "rekeys", "plane_mixed"])
 def test_a_crash_during_recovery_leaves_a_committed_state(scratch: Path, name: str) -> None:
     """Killed processes leave unsynced writes that a power cut during the next process's recovery may yet lose."""
     count = 60 if NIGHTLY else 10
@@ -83,6 +106,21 @@ def test_the_embedded_cas_crashes_along(scratch: Path, name: str) -> None:
 def test_a_broken_commit_is_noticed(scratch: Path, broken: str) -> None:
     report = _explore(scratch, "busy", 1, "strict", ["--stop-after", "1"], broken=broken)
     assert report.violations
+
+
+@pytest.mark.parametrize("broken", [*PLANE_SABOTAGES, "segments_not_synced", "root_before_sync", "freed_too_early"])
+def test_a_broken_commit_under_the_data_plane_is_noticed(scratch: Path, broken: str) -> None:
+    report = _explore(scratch, "plane_churn", 1, "strict", ["--stop-after", "1"], broken=broken)
+    assert report.violations
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("name", ["plane_mixed", "plane_churn", "plane_clients"])
+def test_many_random_lives_under_the_data_plane(scratch: Path, seed: int, name: str) -> None:
+    options = ["--keep", str(KEPT), "--seed", str(seed), "--random", "6", "--recoveries", "5"]
+    _fail_on(_explore(scratch, name, 1000 + seed, "strict", options))
 
 
 @pytest.mark.nightly
