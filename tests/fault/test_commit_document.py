@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fault.plane_sabotage import PLANE_SABOTAGES
 from tests.fault.sabotage import SABOTAGES
 from tests.fault.workload import WORKLOADS
 
@@ -62,4 +63,11 @@ def test_sabotages_and_workloads_in_the_document_exist() -> None:
         "freed_too_early",
         "keyring_not_synced",
     } <= named & SABOTAGES.keys()
+    assert {
+        "frees_not_marked",
+        "root_noted_before_the_flush",
+        "rename_does_not_flush",
+        "names_are_late",
+        "commit_without_drain",
+    } <= named & PLANE_SABOTAGES.keys()
     assert "rekeys" in named & WORKLOADS.keys()

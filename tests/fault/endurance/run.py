@@ -54,12 +54,23 @@ class Endurance:
         events: How often each thing happened.
     """
 
-    def __init__(self, root: Path, *, seconds: float, workers: int, seed: int, verbose: bool, only: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        seconds: float,
+        workers: int,
+        seed: int,
+        verbose: bool,
+        only: str = "",
+        options: tuple[str, ...] = OPTIONS,
+    ) -> None:
         self.root = root
         self.seconds = seconds
         self.random = random.Random(seed)
         self.seed = seed
         self.verbose = verbose
+        self.options = options
         self.only = only  # nothing but events of this name happens
         self.events: Counter[str] = Counter()
         self.tampered: Counter[str] = Counter()
@@ -87,7 +98,7 @@ class Endurance:
 
     def mount(self) -> None:
         began = time.monotonic()
-        self.site.mount(*OPTIONS)
+        self.site.mount(*self.options)
         took = time.monotonic() - began
         self.pid = self.site.pid
         self.mounted_at = time.monotonic()
