@@ -56,12 +56,17 @@ class Member:
         assert self.process.stdout is not None
         return b"\n" in self._heard or bool(select.select([self.process.stdout], [], [], 0)[0])
 
-    def hear(self, seconds: float = HANG_S) -> dict[str, Any]:
-        """Return the next answer. Raises `HangError`."""
+    def hear(self) -> dict[str, Any]:
+        """Return the next answer. Raises `HangError` when there is none and no system call ends either."""
         assert self.process.stdout is not None
+        alive, beat = time.monotonic(), b""
         while b"\n" not in self._heard:
-            if not select.select([self.process.stdout], [], [], seconds)[0]:
-                raise HangError(f"worker {self.number} does not answer: {self.waiting()}")
+            if not select.select([self.process.stdout], [], [], 1.0)[0]:
+                if self.pulse.read_bytes() != beat:
+                    alive, beat = time.monotonic(), self.pulse.read_bytes()
+                if time.monotonic() - alive > HANG_S:
+                    raise HangError(f"worker {self.number} does not answer: {self.waiting()}")
+                continue
             got = self.process.stdout.read(65536)
             if not got:
                 raise AssertionError(f"worker {self.number} ended: {self.process.wait(10)}")

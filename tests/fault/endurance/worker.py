@@ -54,10 +54,31 @@ class Pulse:
         self._map[:] = PULSE.pack(time.monotonic() if what else 0.0, what.encode()[:40])
 
 
+class Commands:
+    """Lines from the supervisor; unlike a text file it knows of those that were read together with another."""
+
+    def __init__(self) -> None:
+        self._heard = b""
+
+    def is_there(self) -> bool:
+        return b"\n" in self._heard or bool(select.select([0], [], [], 0)[0])
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            while b"\n" not in self._heard:
+                got = os.read(0, 4096)
+                if not got:
+                    return
+                self._heard += got
+            line, _, self._heard = self._heard.partition(b"\n")
+            yield line.decode()
+
+
 class Worker:
     """A model and the system calls that follow it."""
 
-    def __init__(self, number: int, seed: int, pulse: Pulse) -> None:
+    def __init__(self, number: int, seed: int, pulse: Pulse, commands: Commands) -> None:
+        self.commands = commands
         self.model = Model(number)
         self.random = Random(seed)
         self.pulse = pulse
@@ -394,9 +415,8 @@ class Worker:
         if self.directory < 0:
             with self.call(f"open {path}"):
                 self.directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        while not select.select([sys.stdin], [], [], 0)[0]:
-            for _ in range(20):
-                self.operate()
+        while not self.commands.is_there():
+            self.operate()
         return {"stopped": "paused"}
 
     def let_go(self, *, orderly: bool) -> None:
@@ -470,8 +490,9 @@ def answer(document: dict[str, Any]) -> None:
 
 def main(arguments: list[str]) -> None:
     number, seed, pulse = arguments
-    worker = Worker(int(number), int(seed), Pulse(pulse))
-    for line in sys.stdin:
+    commands = Commands()
+    worker = Worker(int(number), int(seed), Pulse(pulse), commands)
+    for line in commands:
         word, _, rest = line.strip().partition(" ")
         try:
             if word == "run":
