@@ -91,7 +91,7 @@ int op_setattr(request *req)
     bool bare = (in.valid & ~(uint32_t)(FATTR_CTIME | FATTR_KILL_SUIDGID | FATTR_FH | FATTR_LOCKOWNER)) == 0;
     if (bare && (in.valid & FATTR_CTIME) != 0 && (node->mode & (S_ISUID | S_ISGID)) != 0 && req->in->uid != 0 &&
         req->in->uid != node->uid) {
-        node_put(req, node);
+        node_put(req->r, node);
         return -EPERM;
     }
     if (in.valid & FATTR_SIZE) {
