@@ -187,8 +187,10 @@ class Commits:
     def _commit_once(self, *, everything: bool, closing: bool, inos: set[int]) -> None:
         self._check_lease()
         if not everything and not closing and self._log_end is not None:
+            # What is taken for a record that is then not written is in no later one either: only a root has it all.
+            offset, self._log_end = self._log_end, None
             intended = self._intend(inos)
-            if intended is not None and self._commit_to_log(intended, self._log_end):
+            if intended is not None and self._commit_to_log(intended, offset):
                 return
         prepared = self._prepare(everything, closing, inos)
         if prepared is None:
@@ -226,6 +228,7 @@ class Commits:
     def _commit_to_log(self, intended: Intended, offset: int) -> bool:
         """Write a record at *offset* of the log; False if there is no room and a commit is due."""
         if not intended.batches and not intended.pieces:
+            self._log_end = offset
             return True  # all of it is committed already
         if not self._layout.log_is_ready and not self._prepare_log():
             return False

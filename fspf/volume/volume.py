@@ -321,6 +321,9 @@ class Volume(Files):
             return  # the handles stay: what is in memory is the content
         for content in ahead:
             self.contents.note_change(content, times=False)
+        with self.lock:
+            for content in ahead:  # all of them, or no root may follow: the log alone has what is not sealed
+                self.contents.flush(content)
         self.commit()
         with self.lock:
             for content in ahead:
