@@ -259,6 +259,7 @@ class _Check:
     def _content(self, path: bytes, inode: Inode, reader: Reader, jobs: _Jobs) -> Iterator[Finding]:
         """Start reading one inode's content, and writing it out if something is to be salvaged."""
         rescue = self._salvage
+        inode = self._with_log(inode)
         xattrs = reader.xattrs(inode.ino) if rescue is not None else []
         if not inode.is_file:
             self._totals.files += not inode.is_dir
@@ -276,12 +277,13 @@ class _Check:
 
     def _read(self, path: bytes, inode: Inode, xattrs: list[tuple[bytes, bytes]]) -> list[Finding]:
         """Verify one file; runs in a thread of the pool."""
-        tree = Tree(self._store, inode.root, protection=inode.protection, allocated=inode.chunks)
+        replayed = self._replayed(inode.ino)
+        tree = replayed or Tree(self._store, inode.root, protection=inode.protection, allocated=inode.chunks)
         try:
             damage: Damage = tree.verify(_MAX_RANGES) if inode.pointer is not None else []
         except OSError as exc:
             return [Finding(path, 0, inode.size, "missing", f"the disk does not give it: {exc.strerror}", None, "file")]
-        if not damage and inode.pointer is not None:
+        if not damage and inode.pointer is not None and replayed is None:
             self._slots.add(self._volume, inode.root, path.decode("utf-8", "backslashreplace"), inode.protection)
         lost = sum(length for _, length, _, _, _ in damage)
         if self._salvage is not None:
@@ -302,6 +304,15 @@ class _Check:
             )
         return found
 
+    def _replayed(self, ino: int) -> Tree | None:
+        """Return the content of *ino* if the intent log was replayed over it: its row is older."""
+        content = self._volume.contents.get(Ino(ino)) if self._volume.replayed else None
+        return content.tree if content is not None else None
+
+    def _with_log(self, inode: Inode) -> Inode:
+        tree = self._replayed(inode.ino)
+        return inode if tree is None else inode._replace(size=tree.size)
+
     def _unnamed(self, reader: Reader, seen: bytearray, jobs: _Jobs) -> Iterator[Finding]:
         """Read what no name leads to: unlinked while open, or with its name on a damaged page."""
         unlinked = 0
@@ -313,7 +324,7 @@ class _Check:
             if inode.nlink == 0:
                 unlinked += 1
                 if inode.is_file:
-                    self._bytes += inode.size
+                    self._bytes += self._with_log(inode).size
                     if inode.pointer is not None:
                         self._slots.add(self._volume, inode.root, f"inode {inode.ino}", inode.protection)
                 continue

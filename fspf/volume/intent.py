@@ -77,7 +77,9 @@ class Intended:
         return any(batch.reflushed for batch in self.batches)
 
 
-def replay(records: Iterable[LogRecord], namespace: Namespace, contents: Contents) -> Sequence[Content]:
+def replay(
+    records: Iterable[LogRecord], namespace: Namespace, contents: Contents, chunk_size: int
+) -> Sequence[Content]:
     """Do again what the records say, in memory.
 
     Returns:
@@ -98,17 +100,22 @@ def replay(records: Iterable[LogRecord], namespace: Namespace, contents: Content
                 if row is None:
                     continue  # deleted while its fsync was under way
                 content = ahead[ino] = contents.open(row)
-            _rewrite(content, piece)
+            _rewrite(content, piece, chunk_size)
     return list(ahead.values())
 
 
-def _rewrite(content: Content, piece: Piece) -> None:
+def _rewrite(content: Content, piece: Piece, chunk_size: int) -> None:
+    """Write whole chunks, so that damage of what they replace is no hindrance."""
     tree = content.tree
+    whole = dict(zip(piece.chunks[::2], piece.chunks[1::2], strict=True))
     if piece.cut is not None:
-        tree.truncate(min(piece.cut, tree.size))
-    for offset, data in zip(piece.chunks[::2], piece.chunks[1::2], strict=True):
+        rest = piece.cut % chunk_size
+        # The chunk that was cut within is among those that follow, unless it was a hole.
+        cut = piece.cut + chunk_size - rest if rest and piece.cut - rest in whole else piece.cut
+        tree.truncate(min(cut, tree.size))
+    for offset, data in whole.items():
         assert isinstance(offset, int)
         assert isinstance(data, bytes)
-        tree.write(data, offset)
+        tree.write(data.ljust(-(-len(data) // chunk_size) * chunk_size, b"\0"), offset)
     if tree.size != piece.size:
         tree.truncate(piece.size)

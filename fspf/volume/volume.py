@@ -84,6 +84,7 @@ class Volume(Files):
         self.problems: tuple[str, ...] = ()
         self.stale: FspfError | None = None
         self.epoch = 0
+        self.replayed = False  # contents in memory are ahead of their rows: it is open for reading, and had a log
         self.base_generation = 0  # of the root record that was opened; its log may go on
         self._layout = layout
         self._header_bytes = header_bytes
@@ -310,12 +311,16 @@ class Volume(Files):
         """Do again what the intent log says; a writer commits it, and only then learns which slots are free."""
         with self.lock:
             try:
-                ahead = replay(opening.log, self.namespace, self.contents)
+                ahead = replay(opening.log, self.namespace, self.contents, self.chunk_size)
             except ChunkError as exc:
                 message = f"the intent log cannot be replayed, a content that it changes is {exc.kind}: run fspf verify"
                 raise IntegrityError(message) from exc
         log.info("%d records of the intent log replayed", len(opening.log))
         if self.read_only:
+            assert self.root_record is not None
+            self.replayed = True
+            self.namespace.bytes += sum(content.tree.size - content.stored_size for content in ahead)
+            self.root_record = replace(self.root_record, total_bytes=self.namespace.bytes)
             if self.namespace.dirty:
                 self.namespace.write_counters()
             return  # the handles stay: what is in memory is the content

@@ -510,10 +510,10 @@ def with_records(session: Session) -> Killed:
     return session.kill()
 
 
-def refusal(killed: Killed) -> FspfError:
+def refusal(killed: Killed, *, writer: bool = True) -> FspfError:
     """Reader and writer refuse it alike, and nothing was changed by it."""
     found = []
-    for read_only in (True, False):
+    for read_only in (True, not writer):
         cas = killed.cas
         before = {path.name: path.read_bytes() for path in killed.path.iterdir() if path.is_file()}
         with pytest.raises(FspfError) as info:
@@ -675,22 +675,32 @@ def test_verify_salvage_and_decrypt_have_what_the_log_has(
         assert (state.files, state.total_bytes) == (2, len(expected))  # what `fspf info` shows
 
 
-def test_damage_below_the_log_is_told(session: Session) -> None:
-    """What a record does not have is read from the segments, for a replay as for anybody."""
-    ino = session.file(b"f", b"a" * CHUNK)
+@pytest.mark.parametrize("change", ["overwrite", "append", "cut"])
+def test_damage_of_what_the_log_replaces_costs_nothing(session: Session, change: str) -> None:
+    ino = session.file(b"f", b"a" * 3000)
     session.volume.commit()
     with session.volume.lock:
         row = session.volume.namespace.inode(Ino(ino))
     assert row is not None
     assert row.pointer is not None
     slot = int.from_bytes(row.pointer[:5], "little")
-    session.kernel.write(ino, 5, b"b")
+    if change == "cut":
+        session.kernel.truncate(ino, 2000)
+    else:
+        session.kernel.write(ino, 5 if change == "overwrite" else 3000, b"b" * 100)
     session.sync(ino)
     killed = session.kill()
     slots = session.volume.header.segment_slots
     _overwrite(killed.path / "segments" / f"{slot // slots:08x}", slot % slots * CHUNK, b"\xff" * 8)
-    with killed.open() as volume:  # the record has the whole chunk: it is mended
-        assert content(volume, b"f") == b"aaaaab" + b"a" * (CHUNK - 6)
+    expected = session.kernel.read(ino, 0, CHUNK)
+    if change == "cut":  # its first 2000 bytes are nowhere else
+        assert "cannot be replayed, a content that it changes is torn" in str(refusal(killed, writer=False))
+        return
+    with killed.open() as volume:
+        assert content(volume, b"f") == expected
+        assert list(verify_volume(volume)) == []
+    with killed.open(read_only=False) as volume:
+        assert content(volume, b"f") == expected
 
 
 def test_a_replay_that_finds_no_room_loses_nothing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
