@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 OUTPUT: Final = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "format1.json"
 
-# FORMAT.md 2, 3, 4
+# FORMAT.md 2, 3, 4, 4.1
 HEADER_MAGIC: Final = bytes.fromhex("8946535046 0D0A1A")
 ROOT_MAGIC: Final = b"FSPFROOT"
+LOG_MAGIC: Final = b"FSPF-LOG"
 PAGE: Final = 4096
 
 
@@ -43,6 +44,7 @@ VOLUME_ID: Final = bytes.fromhex("00112233445566778899aabbccddeeff")
 OTHER_ID: Final = pattern("another volume", 16)
 EPOCH_KEY: Final = pattern("epoch key", 32)
 ROOT_NONCE: Final = pattern("nonce of a root record", 12)
+LOG_NONCE: Final = pattern("nonce of a log record", 12)
 
 
 # -- FORMAT.md 1
@@ -62,6 +64,10 @@ def wrapping_key(volume_key: bytes, volume_id: bytes) -> bytes:
 
 def root_key(volume_key: bytes, volume_id: bytes, epoch: int) -> bytes:
     return hkdf(volume_key, b"fspf 1 root " + struct.pack("<I", epoch), volume_id)
+
+
+def log_key(volume_key: bytes, volume_id: bytes, epoch: int) -> bytes:
+    return hkdf(volume_key, b"fspf 1 log " + struct.pack("<I", epoch), volume_id)
 
 
 def siv(key: bytes, aad: bytes, plain: bytes) -> bytes:
@@ -99,11 +105,24 @@ def keyring_record(epoch: int, key_version: int, *, volume_key: bytes = VOLUME_K
     return body + xxh3(body)
 
 
+def _negative(value: int) -> bytes:
+    if value >= -(2**5):
+        return struct.pack(">b", value)
+    for code, form, limit in ((0xD0, ">b", 2**7), (0xD1, ">h", 2**15), (0xD2, ">i", 2**31)):
+        if value >= -limit:
+            return bytes([code]) + struct.pack(form, value)
+    return b"\xd3" + struct.pack(">q", value)
+
+
 def msgpack(value: object, *, widest: bool = False) -> bytes:
     """Encode in the shortest form, or (for a negative vector) integers in the widest."""
     if value is None:
         return b"\xc0"
+    if isinstance(value, bool):
+        return b"\xc3" if value else b"\xc2"
     if isinstance(value, int):
+        if value < 0:
+            return _negative(value)
         if widest:
             return b"\xcf" + struct.pack(">Q", value)
         if value < 2**7:
@@ -113,7 +132,8 @@ def msgpack(value: object, *, widest: bool = False) -> bytes:
                 return bytes([code]) + struct.pack(form, value)
         return b"\xcf" + struct.pack(">Q", value)
     if isinstance(value, bytes):
-        return b"\xc4" + bytes([len(value)]) + value
+        start = b"\xc4" + bytes([len(value)]) if len(value) < 2**8 else b"\xc5" + struct.pack(">H", len(value))
+        return start + value
     assert isinstance(value, tuple)
     start = bytes([0x90 + len(value)]) if len(value) < 16 else b"\xdc" + struct.pack(">H", len(value))
     return start + b"".join(msgpack(element, widest=widest) for element in value)
@@ -177,6 +197,116 @@ def root(
 
 def record(**changes: object) -> bytes:
     return msgpack(tuple((RECORD | changes).values()))
+
+
+# -- FORMAT.md 4.1
+
+INODE: Final[dict[str, Any]] = {
+    "ino": 17,
+    "mode": 0o100640,
+    "uid": 1000,
+    "gid": 100,
+    "rdev": 0,
+    "nlink": 1,
+    "atime_ns": 1700000000000000000,
+    "mtime_ns": -1500000001,
+    "ctime_ns": 1700000000000000001,
+    "btime_ns": 1700000000000000002,
+    "protection": 0,
+    "size": 5000,
+    "depth": 1,
+    "pointer": pattern("pointer of an inode", 32),
+    "chunks": 2,
+    "parent": 1,
+    "target": None,
+}
+LINK: Final = INODE | {
+    "ino": 18,
+    "mode": 0o120777,
+    "size": 0,
+    "depth": 0,
+    "pointer": None,
+    "chunks": 0,
+    "target": b"to",
+}
+BATCH: Final[dict[str, Any]] = {
+    "inodes": (tuple(INODE.values()), tuple(LINK.values())),
+    "names": ((1, 9, b"name", 17), (1, 10, b"\xff link", 18)),
+    "removed": ((1, 4),),
+    "deleted": ((5, True), (6, False)),
+    "files": -1,
+    "size": -70000,
+    "next_ino": 19,
+    "next_cookie": 11,
+    "reflushed": (17,),
+}
+PIECE: Final[dict[str, Any]] = {
+    "ino": 17,
+    "size": 300,
+    "cut": 100,
+    "chunks": (0, pattern("piece", 300)),
+}
+LOG_RECORD: Final[dict[str, Any]] = {
+    "record_version": 1,
+    "volume_id": VOLUME_ID,
+    "generation": 301,
+    "epoch": 2,
+    "previous_tag": pattern("root tag before", 16),
+    "anchor_generation": 300,
+    "anchor_tag": pattern("root tag before", 16),
+    "end_of_slots": 70001,
+    "batches": (tuple(BATCH.values()),),
+    "pieces": (tuple(PIECE.values()), (18, 0, None, ())),
+    "created_ns": 1700000000123456790,
+}
+
+
+def log_frame(
+    plain: bytes,
+    *,
+    key_version: int = 1,
+    epoch: int = 2,
+    magic: bytes = LOG_MAGIC,
+    volume_key: bytes = VOLUME_KEY,
+    header_bytes: bytes | None = None,
+    reserved: bytes = bytes(8),
+    padding_end: bytes = b"",
+) -> bytes:
+    prefix = magic + struct.pack("<III", key_version, epoch, len(plain))
+    aad = (header() if header_bytes is None else header_bytes) + prefix
+    assert len(aad) == 4096 + 20
+    sealed = AESGCM(log_key(volume_key, VOLUME_ID, epoch)).encrypt(LOG_NONCE, plain, aad)
+    return log_summed(prefix + LOG_NONCE + sealed[-16:] + reserved, sealed[:-16], padding_end)
+
+
+def log_summed(head: bytes, sealed: bytes, padding_end: bytes = b"") -> bytes:
+    """Put a frame together: its checksum is in the middle, behind the head, and covers both sides."""
+    assert len(head) == 56
+    frame = head + xxh3(head + sealed) + sealed
+    return frame.ljust(-(-len(frame) // PAGE) * PAGE - len(padding_end), b"\0") + padding_end
+
+
+def log_changed(raw: bytes, offset: int, value: bytes) -> bytes:
+    """Change bytes of the head, or of what is sealed, and repair the checksum."""
+    changed = raw[:offset] + value + raw[offset + len(value) :]
+    length = int.from_bytes(changed[16:20], "little")
+    return log_summed(changed[:56], changed[64 : 64 + length])
+
+
+def log_record(**changes: object) -> bytes:
+    return msgpack(tuple((LOG_RECORD | changes).values()))
+
+
+def with_batch(**changes: object) -> bytes:
+    return log_record(batches=(tuple((BATCH | changes).values()),))
+
+
+def with_inode(**changes: object) -> bytes:
+    return with_batch(inodes=(tuple((INODE | changes).values()),))
+
+
+def with_piece(**changes: object) -> bytes:
+    return log_record(pieces=(tuple((PIECE | changes).values()),))
 
 
 def flipped(raw: bytes, offset: int) -> bytes:
@@ -344,7 +474,10 @@ def negative_roots() -> list[tuple[str, str, bytes]]:
         ("record of another epoch than the frame", "FormatError", root(record(epoch=1))),
         ("record version 0", "FormatError", root(record(record_version=0))),
         ("record version 2: newer", "UnsupportedFormatError", root(record(record_version=2))),
-        ("with an intent log", "UnsupportedFormatError", root(record(log=b"x" * 16))),
+        ("with a log of an unknown form", "UnsupportedFormatError", root(record(log=2))),
+        ("with a log of form 0", "UnsupportedFormatError", root(record(log=0))),
+        ("with a log of form true", "UnsupportedFormatError", root(record(log=True))),
+        ("with a log that is bytes", "UnsupportedFormatError", root(record(log=b"x" * 16))),
         ("16 elements", "FormatError", root(msgpack(shorter))),
         ("18 elements", "FormatError", root(msgpack(longer))),
         ("integers not in the shortest form", "FormatError", root(wide)),
@@ -374,6 +507,99 @@ def negative_roots() -> list[tuple[str, str, bytes]]:
     ]
 
 
+def good_log(name: str, fields: dict[str, Any], key_version: int) -> dict[str, Any]:
+    plain = msgpack(tuple(fields.values()))
+    raw = log_frame(plain, key_version=key_version, epoch=fields["epoch"])
+    return {
+        "name": name,
+        "key_version": key_version,
+        "nonce": LOG_NONCE.hex(),
+        "record": plain_record(fields),
+        "plain": plain.hex(),
+        "tag": raw[32:48].hex(),
+        "bytes": page(raw),
+    }
+
+
+def negative_logs() -> list[tuple[str, str, bytes]]:
+    plain = log_record()
+    good = log_frame(plain)
+    large = log_frame(log_record(pieces=((17, 5000, None, (0, pattern("large piece", 5000))),)))
+    shorter = tuple(LOG_RECORD.values())[:-1]
+    longer = (*LOG_RECORD.values(), None)
+    wide = msgpack(tuple((LOG_RECORD | {"batches": ()}).values()), widest=True)
+    return [
+        ("empty file", "TornError", b""),
+        ("zeros", "TornError", bytes(PAGE)),
+        ("head cut off", "TornError", good[:63]),
+        ("sealed cut off", "TornError", good[:100]),
+        ("padding cut off", "TornError", good[:-1]),
+        ("first sector only", "TornError", large[:512] + bytes(len(large) - 512)),
+        ("last sectors lost", "TornError", large[:4096] + bytes(len(large) - 4096)),
+        ("bit flipped, checksum not repaired", "TornError", flipped(good, 64)),
+        ("checksum flipped", "TornError", flipped(good, 56)),
+        ("another magic", "TornError", log_frame(plain, magic=b"FSPF-LOH")),
+        ("key version 0", "FormatError", log_frame(plain, key_version=0)),
+        ("epoch 0", "FormatError", log_frame(log_record(epoch=0), epoch=0)),
+        ("epoch 2^24", "FormatError", log_frame(log_record(epoch=2**24), epoch=2**24)),
+        ("sealed length 0", "FormatError", log_frame(b"")),
+        ("reserved byte not zero", "FormatError", log_frame(plain, reserved=bytes(7) + b"\x01")),
+        ("padding not zero", "TornError", log_frame(plain, padding_end=b"\x01")),
+        ("sealed bit flipped, checksum repaired", "IntegrityError", log_changed(good, 64, bytes([good[64] ^ 1]))),
+        ("tag flipped, checksum repaired", "IntegrityError", log_changed(good, 32, bytes([good[32] ^ 1]))),
+        ("nonce flipped, checksum repaired", "IntegrityError", log_changed(good, 20, bytes([good[20] ^ 1]))),
+        ("another epoch, checksum repaired", "IntegrityError", log_changed(good, 12, struct.pack("<I", 3))),
+        ("another key version, checksum repaired", "IntegrityError", log_changed(good, 8, struct.pack("<I", 2))),
+        (
+            "one sealed byte more, checksum repaired",
+            "IntegrityError",
+            log_changed(good, 16, struct.pack("<I", len(plain) + 1)),
+        ),
+        ("under another volume key", "IntegrityError", log_frame(plain, volume_key=OTHER_KEY)),
+        ("with another header", "IntegrityError", log_frame(plain, header_bytes=header(segment_slots=8192))),
+        ("record of another epoch than the frame", "FormatError", log_frame(log_record(epoch=1))),
+        ("record version 0", "FormatError", log_frame(log_record(record_version=0))),
+        ("record version 2: newer", "UnsupportedFormatError", log_frame(log_record(record_version=2))),
+        ("10 elements", "FormatError", log_frame(msgpack(shorter))),
+        ("12 elements", "FormatError", log_frame(msgpack(longer))),
+        ("integers not in the shortest form", "FormatError", log_frame(wide)),
+        ("bytes behind the array", "FormatError", log_frame(plain + b"\xc0")),
+        ("array cut off", "FormatError", log_frame(plain[:-1])),
+        ("not msgpack", "FormatError", log_frame(b"\xc1")),
+        ("an integer instead of the array", "FormatError", log_frame(b"\x01")),
+        ("a map instead of the array", "FormatError", log_frame(b"\x80")),
+        ("an extension instead of the array", "FormatError", log_frame(b"\xd4\x01\x00")),
+        ("an empty array", "FormatError", log_frame(b"\x90")),
+        ("volume id of 15 bytes", "FormatError", log_frame(log_record(volume_id=bytes(15)))),
+        ("generation 1", "FormatError", log_frame(log_record(generation=1))),
+        ("generation above 2^63 - 1", "FormatError", log_frame(log_record(generation=2**63))),
+        ("previous tag of 15 bytes", "FormatError", log_frame(log_record(previous_tag=bytes(15)))),
+        ("anchor tag is nil", "FormatError", log_frame(log_record(anchor_tag=None))),
+        ("end of slots above 2^40", "FormatError", log_frame(log_record(end_of_slots=2**40 + 1))),
+        ("batches are an integer", "FormatError", log_frame(log_record(batches=0))),
+        ("a batch of 8 elements", "FormatError", log_frame(log_record(batches=(tuple(BATCH.values())[:-1],)))),
+        ("an inode of 16 columns", "FormatError", log_frame(with_batch(inodes=(tuple(INODE.values())[:-1],)))),
+        ("size of an inode is nil", "FormatError", log_frame(with_inode(size=None))),
+        ("size of an inode below 0", "FormatError", log_frame(with_inode(size=-1))),
+        ("inode 0", "FormatError", log_frame(with_inode(ino=0))),
+        ("pointer of 31 bytes", "FormatError", log_frame(with_inode(pointer=bytes(31)))),
+        ("parent 0", "FormatError", log_frame(with_inode(parent=0))),
+        ("target is an integer", "FormatError", log_frame(with_inode(target=1))),
+        ("a name that is an integer", "FormatError", log_frame(with_batch(names=((1, 9, 3, 17),)))),
+        ("a name of inode 0", "FormatError", log_frame(with_batch(names=((1, 9, b"n", 0),)))),
+        ("a removed name of 3 elements", "FormatError", log_frame(with_batch(removed=((1, 2, 3),)))),
+        ("xattrs of a deleted inode are 1", "FormatError", log_frame(with_batch(deleted=((5, 1),)))),
+        ("next inode 0", "FormatError", log_frame(with_batch(next_ino=0))),
+        ("files is true", "FormatError", log_frame(with_batch(files=True))),
+        ("reflushed inode is bytes", "FormatError", log_frame(with_batch(reflushed=(b"17",)))),
+        ("a piece of 3 elements", "FormatError", log_frame(log_record(pieces=((17, 300, None),)))),
+        ("a piece of inode 0", "FormatError", log_frame(with_piece(ino=0))),
+        ("cut below 0", "FormatError", log_frame(with_piece(cut=-1))),
+        ("an offset without data", "FormatError", log_frame(with_piece(chunks=(0,)))),
+        ("data and offset exchanged", "FormatError", log_frame(with_piece(chunks=(b"data", 0)))),
+    ]
+
+
 def document() -> dict[str, Any]:
     epochs = (1, 2, 0x010203)
     siv_plain = [(length, pattern(f"siv {length}", length)) for length in (1, 15, 16, 17, 31, 32, 33, 100)]
@@ -393,6 +619,7 @@ def document() -> dict[str, Any]:
     negatives = [("header", *case) for case in negative_headers()]
     negatives += [("keyring", *case) for case in negative_keyring()]
     negatives += [("root", *case) for case in negative_roots()]
+    negatives += [("log", *case) for case in negative_logs()]
     return {
         "about": "Test vectors of FSPF format 1; made by tools/make_vectors.py without code of FSPF. Bytes are hexadecimal; "
         "a page is its length and its runs that are not zero, by offset.",
@@ -406,7 +633,11 @@ def document() -> dict[str, Any]:
                 "info": info.hex(),
                 "derived": hkdf(VOLUME_KEY, info, VOLUME_ID).hex(),
             }
-            for info in (b"fspf 1 keyring", *(b"fspf 1 root " + struct.pack("<I", epoch) for epoch in epochs))
+            for info in (
+                b"fspf 1 keyring",
+                *(b"fspf 1 root " + struct.pack("<I", epoch) for epoch in epochs),
+                *(b"fspf 1 log " + struct.pack("<I", epoch) for epoch in epochs),
+            )
         ]
         + [
             {
@@ -445,7 +676,18 @@ def document() -> dict[str, Any]:
             }
             for epoch, version in ((1, 1), (2, 1), (2**24 - 1, 2**32 - 1))
         ],
-        "roots": [good_root("first commit", FIRST_RECORD, 1), good_root("with a space map", RECORD, 7)],
+        "roots": [
+            good_root("first commit", FIRST_RECORD, 1),
+            good_root("with a space map", RECORD, 7),
+            good_root("with a log", RECORD | {"space_map": None, "log": 1}, 1),
+        ],
+        "logs": [
+            good_log("of everything", LOG_RECORD, 7),
+            good_log("of nothing", LOG_RECORD | {"batches": (), "pieces": ()}, 1),
+            good_log(
+                "of two pages", LOG_RECORD | {"pieces": ((17, 5000, None, (0, pattern("large piece", 5000))),)}, 1
+            ),
+        ],
         "blocks": chunks,
         "negative": [
             {"what": what, "why": why, "error": error, "bytes": page(raw)} for what, why, error, raw in negatives

@@ -154,7 +154,8 @@ class LogFrame:
             raise TornError(message)
         frame = cls(key_version, epoch, nonce, tag, sealed)
         whole = _frame(key_version, epoch, nonce, tag, sealed)
-        if magic != LOG_MAGIC or not sealed_len or not 1 <= epoch <= MAX_EPOCH or key_version < 1:
+        known = magic == LOG_MAGIC and sealed_len and 1 <= epoch <= MAX_EPOCH and key_version >= 1
+        if not known or not whole.startswith(head):  # reserved bytes
             message = f"log: the record at byte {offset} is impossible though its checksum is right: tampered"
             raise FormatError(message)
         if claimed[offset : offset + len(whole)] != whole:
@@ -206,8 +207,11 @@ def _array(what: str, value: object, length: int | None = None) -> tuple[Any, ..
 
 def _row(value: object) -> tuple[Any, ...]:
     row = _array("inode", value, _ROW_ELEMENTS)
-    for number in row[:13] + row[14:15]:
-        _integer("of an inode", number, -_MAX_INT - 1)
+    _integer("inode", row[0], 1)
+    for number in row[1:6] + row[10:13] + row[14:15]:
+        _integer("of an inode", number)
+    for time_ns in row[6:10]:
+        _integer("time of an inode", time_ns, -_MAX_INT - 1)
     if row[13] is not None:
         _binary("pointer", row[13], POINTER_LEN)
     if row[15] is not None:

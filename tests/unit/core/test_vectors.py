@@ -15,6 +15,7 @@ import fspf_native
 from fspf.core import errors, keys
 from fspf.core.format import Header, KeyringRecord, RootFrame, RootRecord
 from fspf.core.keys import SecretKey
+from fspf.core.log import Batch, LogFrame, LogRecord, Piece
 from fspf.core.types import ContentRoot
 
 ROOT: Final = Path(__file__).resolve().parents[3]
@@ -54,6 +55,7 @@ def test_derivation_labels_are_those_of_the_vectors() -> None:
     derived = [SecretKey.from_bytes(bytes.fromhex(vector["derived"])) for vector in VECTORS["hkdf"]]
     assert keys.wrapping_key(VOLUME_KEY, VOLUME_ID) == derived[0]
     assert [keys.root_key(VOLUME_KEY, VOLUME_ID, epoch) for epoch in (1, 2, 0x010203)] == derived[1:4]
+    assert [keys.log_key(VOLUME_KEY, VOLUME_ID, epoch) for epoch in (1, 2, 0x010203)] == derived[4:7]
 
 
 @named("siv")
@@ -102,11 +104,58 @@ def test_root_record(vector: dict[str, Any]) -> None:
         total_bytes=fields["bytes"],
         keyring_epochs=fields["keyring_epochs"],
         created_ns=fields["created_ns"],
+        log_follows=fields["log"] == 1,
         tag=bytes.fromhex(vector["tag"]),
         key_version=vector["key_version"],
     )
     assert RootFrame.parse(raw).open(VOLUME_KEY, HEADER) == record
     assert record.seal(VOLUME_KEY, vector["key_version"], HEADER, bytes.fromhex(vector["nonce"])) == raw
+
+
+def _inode(row: list[Any]) -> tuple[Any, ...]:
+    *numbers, pointer, chunks, parent, target = row
+    binary = [None if value is None else bytes.fromhex(value) for value in (pointer, target)]
+    return (*numbers, binary[0], chunks, parent, binary[1])
+
+
+def _batch(fields: list[Any]) -> Batch:
+    inodes, names, removed, deleted, *rest = fields
+    return Batch(
+        [_inode(row) for row in inodes],
+        [(parent, cookie, bytes.fromhex(name), ino) for parent, cookie, name, ino in names],
+        [(parent, cookie) for parent, cookie in removed],
+        [(ino, xattrs) for ino, xattrs in deleted],
+        *rest,
+    )
+
+
+def _piece(fields: list[Any]) -> Piece:
+    ino, size, cut, chunks = fields
+    return Piece(ino, size, cut, tuple(bytes.fromhex(each) if isinstance(each, str) else each for each in chunks))
+
+
+@named("logs")
+def test_log_record(vector: dict[str, Any]) -> None:
+    fields, raw = vector["record"], page(vector["bytes"])
+    record = LogRecord(
+        volume_id=bytes.fromhex(fields["volume_id"]),
+        generation=fields["generation"],
+        epoch=fields["epoch"],
+        previous_tag=bytes.fromhex(fields["previous_tag"]),
+        anchor_generation=fields["anchor_generation"],
+        anchor_tag=bytes.fromhex(fields["anchor_tag"]),
+        end_of_slots=fields["end_of_slots"],
+        batches=tuple(map(_batch, fields["batches"])),
+        pieces=tuple(map(_piece, fields["pieces"])),
+        created_ns=fields["created_ns"],
+        tag=bytes.fromhex(vector["tag"]),
+    )
+    key = keys.log_key(VOLUME_KEY, VOLUME_ID, record.epoch)
+    frame = LogFrame.parse(raw, 0)
+    assert frame.length == len(raw)
+    assert frame.open(key, HEADER) == record
+    assert record.seal_frame(key, vector["key_version"], HEADER, bytes.fromhex(vector["nonce"])) == (raw, record.tag)
+    assert LogFrame.parse(raw * 2, len(raw)) == frame, "wherever it lies"
 
 
 @named("blocks")
@@ -137,4 +186,7 @@ def test_negative_vector_is_refused_for_its_reason(vector: dict[str, Any]) -> No
                 KeyringRecord.parse(raw).unwrap(VOLUME_KEY, VOLUME_ID)
             case "root":
                 RootFrame.parse(raw).open(VOLUME_KEY, HEADER)
+            case "log":
+                frame = LogFrame.parse(raw, 0)
+                frame.open(keys.log_key(VOLUME_KEY, VOLUME_ID, frame.epoch), HEADER)
     assert type(caught.value).__name__ == vector["error"]
