@@ -14,7 +14,9 @@ import xxhash
 
 from fspf.core import format as fmt
 from fspf.core import keys
+from fspf.core import log as logs
 from fspf.core.types import MAX_EPOCH, POINTER_LEN, TAG_LEN, VOLUME_ID_LEN
+from fspf.volume.namespace import Row
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 DOCUMENT: Final = (ROOT / "docs/FORMAT.md").read_text(encoding="utf-8")
@@ -22,6 +24,7 @@ VECTORS: Final[dict[str, Any]] = json.loads((ROOT / "tests/vectors/format1.json"
 HEADER: Final = VECTORS["headers"][0]
 KEYRING: Final = VECTORS["keyring"][1]
 FRAME: Final = VECTORS["roots"][1]
+LOG: Final = VECTORS["logs"][0]
 BLOCK: Final = VECTORS["blocks"][0]
 Rows = list[list[str]]
 
@@ -75,6 +78,12 @@ def check_lengths(text: str) -> None:
     assert text.startswith(f"# Format {fmt.FORMAT_VERSION}\n")
 
 
+def parts_of_roots(text: str) -> tuple[str, str]:
+    """Return section 4 without 4.1, and 4.1."""
+    root, log = section(text, 4).split("\n### 4.1 ")
+    return root, log
+
+
 def check_keys(text: str) -> None:
     derived = "HKDF-SHA256(volume key, salt = volume id, info = `{}`{}), 32 bytes"
     assert tables(section(text, 1)) == [
@@ -82,6 +91,7 @@ def check_keys(text: str) -> None:
             ["volume key", "32 random bytes, made and kept by the CAS, with a key version (1, 2, …)"],
             ["key-wrapping key", derived.format(keys.KEYRING_LABEL.decode(), "")],
             ["root key of epoch *e*", derived.format(keys.ROOT_LABEL.decode(), " + u32 *e*")],
+            ["log key of epoch *e*", derived.format(keys.LOG_LABEL.decode(), " + u32 *e*")],
             ["epoch key", "32 random bytes, wrapped in the keyring"],
         ]
     ]
@@ -123,7 +133,8 @@ def check_keyring(text: str) -> None:
 
 
 def check_root(text: str) -> None:
-    frame, record = tables(section(text, 4))
+    part, _ = parts_of_roots(text)
+    frame, record = tables(part)
     sealed_at, end = fmt._ROOT_SEALED_OFFSET, fmt.ROOT_LEN - 8
     assert frame[6][:3] == [str(sealed_at), "sealed_len", "sealed"]
     assert frame[7] == ["…", "…", "padding", f"0 up to {end}"]
@@ -142,7 +153,7 @@ def check_root(text: str) -> None:
     check_layout(frame, fmt._ROOT, "magic key_version epoch sealed_len nonce tag sealed checksum", values)
     assert sizes(fmt._ROOT)[4:6] == [fmt.NONCE_LEN, TAG_LEN]
     # The record: number, order, names and types of its elements, as the vector has them.
-    assert f"a msgpack array of {fmt._RECORD_ELEMENTS} elements" in section(text, 4)
+    assert f"a msgpack array of {fmt._RECORD_ELEMENTS} elements" in part
     assert len(record) == fmt._RECORD_ELEMENTS == len(FRAME["record"])
     assert [row[0] for row in record] == [str(number) for number in range(fmt._RECORD_ELEMENTS)]
     assert [row[1].replace(" ", "_") for row in record] == list(FRAME["record"])
@@ -157,8 +168,60 @@ def check_root(text: str) -> None:
     assert len(elements[9]) == POINTER_LEN
     assert record[0][2] == str(fmt.RECORD_VERSION)
     assert record[2][2] == "int ≥ 1; the first commit is 1"
-    assert record[4][2] == "bin 16, root tag of generation − 1; zeros for generation 1"  # noqa: RUF001 - as it is written there
+    assert record[4][2] == "bin 16, root tag of the state before; zeros for generation 1"
     assert record[15][2].startswith("int, UTC ns since 1970 ")
+    assert record[16][2] == "nil, or 1: records of the log may continue this state. Anything else: refuse"
+
+
+def check_log(text: str) -> None:
+    _, part = parts_of_roots(text)
+    assert part.startswith(f"log ({logs.LOG_LEN} bytes)\n")
+    assert f"log             {logs.LOG_LEN} bytes; " in text.split("```")[1]
+    frame, record, batch, piece = tables(part)
+    assert f"each begins at a multiple of {logs.LOG_PAGE}." in part
+    assert frame[-1] == ["…", "…", "padding", f"0 up to a multiple of {logs.LOG_PAGE}"]
+    aad = f"aad = the header's {fmt.HEADER_LEN} bytes + bytes 0 … {logs._PREFIX.size - 1} of this frame"
+    sealed = f"AES-256-GCM(log key of epoch, nonce, aad, record); {aad}"
+    assert frame[-2] == [str(logs.LOG_HEADER_LEN), "sealed_len", "sealed", sealed]
+    values = [
+        f"`{logs.LOG_MAGIC.decode()}`",
+        "version of the volume key",
+        "epoch of the writer",
+        "1 or more",
+        "random",
+        "AES-256-GCM tag: **the root tag** of the state with this record",
+        "0",
+        f"XXH3 of bytes 0 … {logs.LOG_HEADER_LEN - 9} and the sealed bytes",
+    ]
+    names = "magic key_version epoch sealed_len nonce tag reserved checksum"
+    check_layout(frame[:-2], logs._HEADER, names, values)
+    assert sizes(logs._HEADER)[4:6] == [logs.NONCE_LEN, TAG_LEN]
+    plain = bytes.fromhex(LOG["plain"])
+    elements = msgpack.unpackb(plain, use_list=False)
+    for rows, number, what in (
+        (record, logs._RECORD_ELEMENTS, elements),
+        (batch, logs._BATCH_ELEMENTS, elements[8][0]),
+        (piece, 4, elements[9][0]),
+    ):
+        assert len(rows) == number == len(what)
+        assert f"rray of {number} elements" in part
+        assert [row[0] for row in rows] == [str(place) for place in range(number)]
+        for row, value in zip(rows, what, strict=True):
+            if isinstance(value, bytes):
+                assert row[2].split(",")[0] == f"bin {len(value)}", row
+            elif isinstance(value, tuple):
+                assert row[2].startswith("array of "), row
+            else:
+                assert re.search(r"\bint\b", row[2]) or row[2] == str(logs.RECORD_VERSION), row
+    assert [row[1].replace(" ", "_") for row in record] == list(LOG["record"])
+    assert [row[1] for row in batch] == list(logs.Batch._fields)
+    assert [row[1] for row in piece] == list(logs.Piece._fields)
+    assert record[2][2] == "int ≥ 2; that of the state before + 1"
+    assert record[10][2].startswith("int, UTC ns since 1970 ")
+    assert batch[0][2].startswith(f"array of rows, each an array of {logs._ROW_ELEMENTS}: ")
+    assert len(Row._fields) == logs._ROW_ELEMENTS
+    assert [row[2] for row in (*batch[6:8], piece[0])] == ["int ≥ 1"] * 3
+    assert record[0][2] == str(logs.RECORD_VERSION)
 
 
 def check_slots(text: str) -> None:
@@ -234,7 +297,7 @@ def check_example(text: str) -> None:
         in part
     )
     # The layouts of the example are those of the sections before.
-    tables_before = [tables(section(text, number))[0] for number in (2, 3, 4)]
+    tables_before = [tables(part)[0] for part in (section(text, 2), section(text, 3), parts_of_roots(text)[0])]
     for example, before in zip((header, keyring, frame), tables_before, strict=True):
         assert [row[2] for row in example] == [row[2] for row in before]
         assert all(
@@ -247,7 +310,7 @@ def check_example(text: str) -> None:
     packed = [msgpack.packb(element) for element in elements]
     assert plain[3:] == b"".join(packed)
     assert f"it is {len(plain)} bytes: `{plain[:3].hex()}` (an array of {len(elements)} elements)" in part
-    assert [row[:2] for row in record] == [row[:2] for row in tables(section(text, 4))[1]]
+    assert [row[:2] for row in record] == [row[:2] for row in tables(parts_of_roots(text)[0])[1]]
     for row, element, raw in zip(record, elements, packed, strict=True):
         assert shows(row[2], raw), row
         assert row[3] == said(element), row
@@ -281,6 +344,7 @@ CHECKS: Final = (
     check_header,
     check_keyring,
     check_root,
+    check_log,
     check_slots,
     check_example,
 )
