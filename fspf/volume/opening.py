@@ -179,7 +179,7 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
     claimed: list[RootRecord] = []
     damaged: dict[str, str] = {}  # root files that hold no root, and why
     refused = False
-    absent = False  # root.a is missing
+    absent = False  # root.a is missing or empty
     newer: UnsupportedFormatError | None = None
     other_versions: dict[int, str] = {}
     for name, raw in layout.read_roots().items():
@@ -190,6 +190,7 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
             continue
         if record.anchor.generation <= 1 and not any(raw):
             continue  # the second root of a volume with one commit
+        absent = absent or (name == ROOT_NAMES[0] and not any(raw))
         try:
             frame = RootFrame.parse(raw)
             if frame.key_version != record.key_version:
