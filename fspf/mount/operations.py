@@ -293,7 +293,7 @@ class Operations(pyfuse3.Operations):
             parent, name, mode, uid=ctx.uid, gid=gid, rdev=rdev, target=target, xattrs=xattrs or None
         )
         attr = volume.getattr(ino)
-        if not xattrs:
+        if not xattrs and not self.native:  # the data plane keeps its forgetting to itself
             self._absent[ino] = sum(_REMEMBERED_XATTRS.values())
         return attr
 

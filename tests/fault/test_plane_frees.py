@@ -148,6 +148,19 @@ def test_files_without_a_name_go_with_the_mount(scratch: Path, cas: MemoryCas) -
         assert again.namespace.unlinked() == []
 
 
+def test_files_made_beside_an_access_list_leave_nothing_in_memory(scratch: Path, cas: MemoryCas) -> None:
+    with create(scratch / "v", cas) as volume, FakeMount(volume) as mounted:
+        kernel = mounted.kernel
+        directory = kernel.mkdir(ROOT, b"d")
+        kernel.setxattr(directory.ino, b"user.x", b"y")  # from now on the control plane makes its files
+        for number in range(20):
+            made = kernel.create(directory.ino, b"%d" % number)
+            kernel.unlink(directory.ino, b"%d" % number)
+            kernel.forget(made.ino)
+        operations = mounted.operations
+        assert (len(operations._absent), len(operations._known), len(volume._orphans)) == (0, 0, 0)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid():
