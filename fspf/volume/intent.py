@@ -42,7 +42,7 @@ class Intent:
     def note(self, drained: Drained) -> Batch:
         """Remember a batch for the next record."""
         batch = Batch(*drained)
-        self.logged.difference_update(batch.reflushed)
+        self.logged.difference_update(batch.reflushed, (ino for ino, _ in batch.deleted))
         rows = len(batch.inodes) + len(batch.names) + len(batch.removed) + len(batch.deleted)
         if rows or batch.files or batch.size:
             self._rows += rows

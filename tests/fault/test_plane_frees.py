@@ -161,6 +161,22 @@ def test_files_made_beside_an_access_list_leave_nothing_in_memory(scratch: Path,
         assert (len(operations._absent), len(operations._known), len(volume._orphans)) == (0, 0, 0)
 
 
+def test_a_file_that_was_logged_and_deleted_is_not_remembered(scratch: Path, cas: MemoryCas) -> None:
+    """Each root would look for all that ever were."""
+    with create(scratch / "v", cas) as volume, FakeMount(volume) as mounted:
+        kernel = mounted.kernel
+        kernel.mknod(ROOT, b"first", 0o100600)
+        volume.commit()
+        for number in range(10):
+            made = kernel.create(ROOT, b"%d" % number)
+            kernel.write(made.ino, 0, b"x")
+            kernel.fsync(made.ino)
+            kernel.unlink(ROOT, b"%d" % number)
+            kernel.forget(made.ino)
+        volume.commit()
+        assert not volume.intent.logged
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid():
