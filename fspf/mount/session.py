@@ -162,7 +162,13 @@ class _Session:
             FspfError: The kernel or fusermount3 refused.
         """
         options = self._plan.options
-        if options.native and options.uring:
+        # The data plane reads contents from their rows' roots.
+        native = options.native and not self._volume.has_replayed_contents
+        if options.native and not native:
+            log.info(
+                "the last writer crashed: requests are answered in Python, until the volume was mounted for writing"
+            )
+        if native and options.uring:
             self._until_live.enter_context(uring_offered())
         try:
             descriptor = attach(self._plan, read_only=self._volume.read_only)
@@ -170,7 +176,7 @@ class _Session:
             self._until_live.close()
             raise
         try:
-            if options.native:
+            if native:
                 descriptor = self._start_plane(descriptor)
             pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
             if self.plane is not None:

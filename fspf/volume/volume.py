@@ -61,6 +61,7 @@ class Volume(Files):
         root_record: The state that was opened, None for a volume just created.
         problems: Damage that did not hinder opening.
         stale: With `accept_stale`, why the state would have been refused.
+        has_replayed_contents: Opened for reading after a crash: some contents are in memory, ahead of their rows.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Volume(Files):
         self.root_record: RootRecord | None = None
         self.problems: tuple[str, ...] = ()
         self.stale: FspfError | None = None
+        self.has_replayed_contents = False
         self.epoch = 0
         self.replayed = False  # contents in memory are ahead of their rows: it is open for reading, and had a log
         self.base_generation = 0  # of the root record that was opened; its log may go on
@@ -323,6 +325,7 @@ class Volume(Files):
             self.root_record = replace(self.root_record, total_bytes=self.namespace.bytes)
             if self.namespace.dirty:
                 self.namespace.write_counters()
+            self.has_replayed_contents = bool(ahead)
             return  # the handles stay: what is in memory is the content
         for content in ahead:
             self.contents.note_change(content, times=False)

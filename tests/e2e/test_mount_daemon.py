@@ -467,3 +467,22 @@ def test_an_aborted_connection_ends_with_a_commit_and_never_with_an_empty_direct
     site.detach_dead()
     site.mount()
     assert (mnt / "f").read_text() == "x"
+
+
+def test_a_read_only_mount_after_a_crash_shows_what_only_the_intent_log_has(site: Site) -> None:
+    """What was replayed is in memory only: the data plane must not read past it."""
+    site.allow("root.[ab]: |keyring: ")
+    site.mount("commit=60")
+    path = site.mountpoint / "f"
+    for content in (b"the first commit of a writer is a root", b"the second one is a record " * 1000):
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    site.kill()
+    site.detach_dead()
+    for options in (("ro",), ("ro", "nonative"), ()):
+        site.mount(*options)
+        assert path.stat().st_size == 27000, options
+        assert path.read_bytes() == b"the second one is a record " * 1000, options
+        site.umount()
