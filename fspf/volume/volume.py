@@ -776,7 +776,10 @@ class Volume(Files):
         state = self.root_record
         with self.lock:
             files, total = self.namespace.files, self.namespace.bytes
-            dirty = self.namespace.dirty or self.contents.any_changed
+            rows = self.namespace.dirty
+            if self.mirror is not None:  # what only the log has is committed, though the database is ahead of its root
+                rows = self.namespace.unlogged or self.intent.overflowed or bool(self.intent.unrecorded)
+            dirty = rows or self.contents.any_changed
         generation = commits.generation if commits else state.generation if state else 0
         return {
             "name": self.record.name,
