@@ -35,6 +35,7 @@ from fspf.volume.volume import Volume
 from tools.lib.tampering.anatomy import dissect
 from tools.lib.tampering.blocks import block_cases, segment_cases
 from tools.lib.tampering.cases import Case, Material
+from tools.lib.tampering.log import idle_cases
 from tools.lib.tampering.memory_cas import MemoryCas
 from tools.lib.tampering.oracle import Examination, Truth, take_truth
 from tools.lib.tampering.patient import Patient
@@ -65,6 +66,7 @@ class Bench:
             *small_cases(self.anatomy, self.material),
             *segment_cases(self.anatomy, self.material),
             *block_cases(self.anatomy, self.material),
+            *(() if self.anatomy.state.log_follows else idle_cases(self.anatomy)),
         ]
         return [case for case in made if all(word in case.name for word in words)]
 

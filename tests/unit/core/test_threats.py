@@ -14,6 +14,9 @@ import pytest
 from fspf import Volume
 from fspf.cas import EmbeddedCas
 from fspf.core.format import Header, Keyring, RootFrame
+from fspf.core.log import LogFrame
+from tests.fault.memcas import MemoryCas
+from tests.support.fakemount import FakeMount
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 THREATS: Final = (ROOT / "docs/THREATS.md").read_text(encoding="utf-8")
@@ -134,6 +137,38 @@ def test_what_storage_does_see(directory: Path) -> None:
     assert len(used) >= 3
     assert {epoch for epoch, _ in used} == {1}
     assert len({counter for _, counter in used}) == len(used)  # the order of writing
+
+
+def _synced_files(directory: Path, lengths: list[int]) -> bytes:
+    """Write files through a mount's data plane and fsync each; returns the log."""
+    with (
+        Volume.create(directory, MemoryCas(), segment_slots=64, commit_interval=None) as volume,
+        FakeMount(volume) as mounted,
+    ):
+        for number, length in enumerate(lengths):
+            ino = mounted.kernel.create(1, f"{MARK} {number}".encode()).ino
+            mounted.kernel.write(ino, 0, (MARK.encode() * (length // 8 + 1))[:length])
+            mounted.kernel.fsync(ino)
+        return (directory / "log").read_bytes()
+
+
+def test_nothing_readable_reaches_the_log(directory: Path) -> None:
+    log = _synced_files(directory, [8, 100, 5000])
+    assert log.startswith(b"FSPF-LOG")
+    assert MARK.encode() not in log
+
+
+def test_what_the_log_shows(directory: Path) -> None:
+    lengths = [8, 20_000, 100]
+    log = _synced_files(directory, lengths)
+    offset, seen = 0, []
+    while log[offset : offset + 8] == b"FSPF-LOG":
+        frame = LogFrame.parse(log, offset)
+        assert (frame.epoch, frame.key_version) == (1, 1)
+        seen.append(len(frame.sealed))
+        offset += frame.length
+    assert len(seen) == len(lengths)  # one for each fsync
+    assert all(0 <= sealed - length < 1000 for sealed, length in zip(seen, lengths, strict=True))
 
 
 def test_the_daemon_gives_no_core_dump() -> None:
