@@ -250,6 +250,7 @@ class Commits:
         try:
             if intended.needs_segments:
                 self._store.sync()
+                self._check_lease()
             self._layout.write_log(offset, frame)
         except BaseException as exc:
             self._fail(f"generation {self.generation + 1} could not be made durable: {exc}")

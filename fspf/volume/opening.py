@@ -80,16 +80,23 @@ def find_state(layout: Layout, cas: Cas, *, accept_stale: bool = False) -> Openi
     while True:
         tries += 1
         record = cas.fetch(header.volume_id)
+        roots = layout.read_roots()
         try:
-            return _choose(layout, header, header_bytes, record, accept_stale=accept_stale)
+            return _choose(layout, header, header_bytes, record, roots, accept_stale=accept_stale)
         except (IntegrityError, WrongKeyError):
+            # A writer may be ahead of the CAS: then a root record tells that the log was begun anew meanwhile.
             again = cas.fetch(header.volume_id)
-            if tries >= _TRIES or (again.anchor, again.epoch, again.key_version) == (
+            same_anchor = (again.anchor, again.epoch, again.key_version) == (
                 record.anchor,
                 record.epoch,
                 record.key_version,
-            ):
+            )
+            if tries >= _TRIES or (same_anchor and _shown(layout.read_roots()) == _shown(roots)):
                 raise
+
+
+def _shown(roots: dict[str, bytes | IntegrityError]) -> dict[str, bytes | str]:
+    return {name: raw if isinstance(raw, bytes) else str(raw) for name, raw in roots.items()}
 
 
 def lock_for_writing(layout: Layout, cas: Cas) -> None:
@@ -174,7 +181,15 @@ def _settle(layout: Layout, opening: Opening) -> None:
             sync_directory(layout.path.parent)
 
 
-def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasRecord, *, accept_stale: bool) -> Opening:
+def _choose(
+    layout: Layout,
+    header: Header,
+    header_bytes: bytes,
+    record: CasRecord,
+    roots: dict[str, bytes | IntegrityError],
+    *,
+    accept_stale: bool,
+) -> Opening:
     problems: list[str] = []
     claimed: list[RootRecord] = []
     damaged: dict[str, str] = {}  # root files that hold no root, and why
@@ -182,7 +197,7 @@ def _choose(layout: Layout, header: Header, header_bytes: bytes, record: CasReco
     absent = False  # root.a is missing or empty
     newer: UnsupportedFormatError | None = None
     other_versions: dict[int, str] = {}
-    for name, raw in layout.read_roots().items():
+    for name, raw in roots.items():
         if isinstance(raw, IntegrityError):
             if record.anchor.generation > 1 or name != ROOT_NAMES[0]:  # generation 2 comes with the second commit
                 damaged[name] = str(raw)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 
-from fspf.core.errors import FreshnessError, FspfError, IntegrityError, WrongKeyError
+from fspf.core.errors import CasUnreachableError, FreshnessError, FspfError, IntegrityError, WrongKeyError
 from fspf.core.format import ROOT_NAMES
 from fspf.core.freshness import Freshness
 from fspf.core.log import LOG_LEN, LOG_PAGE, LogFrame
@@ -487,6 +487,35 @@ def test_a_reader_beside_the_writer_sees_records_and_changes_nothing(session: Se
             assert content(seen, b"f") == b"%d" % number
             assert list(verify_volume(seen)) == []
         assert names.keys() == {path.name for path in session.volume.path.iterdir() if path.is_file()}
+
+
+def test_a_reader_that_is_overtaken_looks_again(scratch: Path, monkeypatch: pytest.MonkeyPatch, quiet: Quiet) -> None:
+    """The CAS lags, so it does not tell that the log was begun anew between the roots and the log."""
+    quiet.allow("the CAS is away")
+
+    def away(what: str) -> None:
+        if what == "advance":
+            raise CasUnreachableError("the CAS is away")
+
+    with mounted_on(scratch, freshness=Freshness.bounded(600_000)) as session:
+        ino = session.file(b"f", b"1")
+        session.sync(ino)
+        session.commits._drain()
+        hook, session.cas.before = session.cas.before, away
+        read_log = Layout.read_log
+
+        def overtaken(layout: Layout) -> bytes:
+            monkeypatch.setattr(Layout, "read_log", read_log)
+            session.kernel.write(ino, 0, b"2")
+            session.volume.commit()
+            session.kernel.write(ino, 0, b"3")
+            session.sync(ino)
+            return read_log(layout)
+
+        monkeypatch.setattr(Layout, "read_log", overtaken)
+        with Volume.open(session.volume.path, session.cas, read_only=True) as seen:
+            assert content(seen, b"f") == b"3"
+        session.cas.before = hook
 
 
 # -- what is on the disk is not what was anchored
