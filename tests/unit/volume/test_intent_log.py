@@ -753,6 +753,22 @@ def test_a_replay_that_finds_no_room_loses_nothing(session: Session, monkeypatch
         assert not differences(expected, tree_in(volume))
 
 
+def test_a_quota_that_the_replay_exceeds_is_told_and_loses_nothing(session: Session, quiet: Quiet) -> None:
+    quiet.allow("No space left|quota is used up")
+    for number in range(12):
+        session.sync(session.file(b"%d" % number, b"%d" % (number % 10) * 30_000))
+    killed = session.kill()
+    expected = session.tree()
+    cas = killed.cas
+    with pytest.raises(OSError, match="No space left") as info:
+        Volume.open(killed.path, cas, max_bytes=40 * CHUNK, **SMALL)
+    assert info.value.errno == errno.ENOSPC
+    with Volume.open(killed.path, cas, read_only=True) as volume:
+        assert not differences(expected, tree_in(volume))
+    with Volume.open(killed.path, cas, **SMALL) as volume:
+        assert not differences(expected, tree_in(volume))
+
+
 def test_the_log_takes_its_blocks_before_it_is_used(session: Session) -> None:
     session.sync(session.file(b"f"))
     status = (session.volume.path / LOG).stat()
