@@ -42,6 +42,7 @@ def recover(directory: Path, snapshot: bytes, acknowledged: int) -> Result:
     assert state is not None
     assert commits is not None
     result.trees[state.generation] = tree_in(volume)
+    result.trees[commits.generation] = result.trees[state.generation]  # a replay of the intent log is a commit
     mark(f"ack {state.generation}")
     if volume._rebuild is not None:
         volume._rebuild.wait()
