@@ -100,7 +100,8 @@ static void serve(rig *g, input *more, uint32_t opcode, uint64_t ino, size_t arg
     while ((got = recv(g->device, reply, sizeof reply, MSG_DONTWAIT)) > 0) {
         struct fuse_out_header out;
         memcpy(&out, reply, sizeof out);
-        CHECK(out.len == (size_t)got && out.error <= 0 && out.error > -4096);
+        CHECK(out.len == (size_t)got);
+        CHECK(out.unique == 0 ? out.error > 0 : out.error <= 0 && out.error > -4096); /* a notification's code */
         CHECK(out.unique == 0 || out.unique == g->unique);
         CHECK(out.error == 0 || out.unique == 0 || out.len == sizeof out);
         replies += out.unique != 0;
