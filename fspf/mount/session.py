@@ -6,6 +6,7 @@ Requests are `operations`; becoming a daemon, and telling the caller, `daemon`.
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -248,6 +249,8 @@ class _Session:
         self._until_live.close()
         self._on_live()
         self._live = True
+        gc.collect()
+        gc.freeze()  # what was loaded stays for ever: no collection need look at it while an fsync waits
         notify_systemd(f"READY=1\nSTATUS={self._plan.volume} on {place}")
         nursery.start_soon(self._upkeep.run)
 
