@@ -169,12 +169,7 @@ int op_fsync(request *req)
         result = content_prepare_log(r, node);
     }
     node_put(req->r, node);
-    if (result == 0) {
-        spin_hold(&r->spin);
-        result = -r->up.fsync(r->up.context, req->in->nodeid, (in.fsync_flags & 1) != 0);
-        spin_release(&r->spin);
-    }
-    return result;
+    return result != 0 ? result : -r->up.fsync(r->up.context, req->in->nodeid, (in.fsync_flags & 1) != 0);
 }
 
 int op_flush(request *req)

@@ -76,7 +76,7 @@ static void *spin(void *argument)
             }
             int64_t now = monotonic_ns();
             uint64_t ticks = s->ticks;
-            if (ticks != seen || s->held > 0) {
+            if (ticks != seen) {
                 seen = ticks;
                 since = now;
             } else if (now - since > PATIENCE_NS) {
@@ -98,27 +98,6 @@ void spin_wake(spinners *s)
     s->asleep = false;
     pthread_cond_broadcast(&s->wake);
     pthread_mutex_unlock(&s->lock);
-}
-
-void spin_hold(spinners *s)
-{
-    if (s->count == 0) {
-        return;
-    }
-    atomic_fetch_add(&s->held, 1);
-    if (s->asleep) {
-        pthread_mutex_lock(&s->lock);
-        s->asleep = false;
-        pthread_cond_broadcast(&s->wake);
-        pthread_mutex_unlock(&s->lock);
-    }
-}
-
-void spin_release(spinners *s)
-{
-    if (s->count > 0) {
-        atomic_fetch_sub(&s->held, 1);
-    }
 }
 
 void spin_start(spinners *s)

@@ -13,7 +13,6 @@
 typedef struct {
     _Atomic uint64_t ticks; /* requests so far */
     _Atomic int64_t last;   /* when the last sixteen had come, ns */
-    _Atomic int held;       /* somebody waits for the disk: stay awake */
     _Atomic bool asleep, stopping;
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -28,9 +27,6 @@ bool spin_pays(void);
 void spin_start(spinners *s);
 void spin_stop(spinners *s);
 void spin_wake(spinners *s);
-/* Between these two the CPUs stay awake: a disk's answer finds nobody halted. Nothing where there is no spinning. */
-void spin_hold(spinners *s);
-void spin_release(spinners *s);
 
 static inline void spin_tick(spinners *s)
 {
