@@ -472,26 +472,6 @@ static PyObject *relay_put_name(PyObject *self, PyObject *const *args, Py_ssize_
     return Py_NewRef(Py_None);
 }
 
-static PyObject *relay_drop_name(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-    meta *m = &relay_of(self)->meta;
-    uint64_t parent = 0;
-    char *name = NULL;
-    Py_ssize_t len = 0;
-    if (check_arity("drop_name", nargs, 2, 2) != 0 || u64_from_python(args[0], "parent", INT64_MAX, &parent) != 0 ||
-        PyBytes_AsStringAndSize(args[1], &name, &len) != 0) {
-        return NULL;
-    }
-    pthread_mutex_lock(&m->lock);
-    inode *dir = map64_get(&m->inodes, parent);
-    dentry *known = dir != NULL ? meta_name(m, dir, name, (size_t)len) : NULL;
-    if (known != NULL) {
-        (void)meta_remove_name(m, known, false);
-    }
-    pthread_mutex_unlock(&m->lock);
-    return Py_NewRef(Py_None);
-}
-
 /* The database has everything: whoever holds the volume's lock ends the marks, so that no commit is under way. */
 static PyObject *relay_end_marks(PyObject *self, PyObject *ignored)
 {
@@ -874,7 +854,6 @@ static PyMethodDef relay_methods[] = {
     METHOD("changed", relay_changed, "changed($self, ino, columns, /)\n--\n\nThe database's row was changed so."),
     ONE("has_xattrs", relay_has_xattrs, "has_xattrs($self, ino, /)\n--\n\n"),
     METHOD("put_name", relay_put_name, "put_name($self, parent, cookie, name, ino, mode, /)\n--\n\n"),
-    METHOD("drop_name", relay_drop_name, "drop_name($self, parent, name, /)\n--\n\n"),
     PLAIN("end_marks", relay_end_marks, "end_marks($self, /)\n--\n\nLet commits free what was handed over before them."),
     PLAIN("take_ino", relay_take_ino, "take_ino($self, /)\n--\n\n"),
     PLAIN("take_cookie", relay_take_cookie, "take_cookie($self, /)\n--\n\n"),

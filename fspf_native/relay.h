@@ -160,8 +160,6 @@ void node_let_go(relay *r, inode *node);
 /* Delete an inode that has neither name nor user; lock held, given back. `node` is not pinned by the caller. */
 void delete_unused(relay *r, inode *node);
 void fill_attr(const relay *r, const inode *node, struct fuse_attr *out);
-/* As the options uid, gid and umask want it seen. */
-void view_attr(const relay *r, struct fuse_attr *attr);
 void fill_entry(const relay *r, const inode *node, struct fuse_entry_out *out);
 int64_t now_ns(void);
 static inline uint8_t type_of(uint32_t mode)

@@ -131,7 +131,7 @@ class Daemon(System):
 
     def daemon_command(self) -> list[str]:
         """The command line that serves the mount until it is unmounted."""
-        raise NotImplementedError
+        raise NotImplementedError  # each file system has its own
 
     def format(self) -> None:
         """Make the encrypted directory."""

@@ -171,23 +171,13 @@ class CasFile:
             yield self._live()
 
     @contextlib.contextmanager
-    def statement(self) -> Iterator[apsw.Connection]:
-        """Give a connection on which one statement is run that may write: a transaction of its own."""
-        with self.lock, self._translated():
-            yield self._live_for_writing()
-
-    def _live_for_writing(self) -> apsw.Connection:
-        connection = self._live()
-        if self._frozen or connection.readonly("main"):
-            reason = self._frozen or "the file cannot be written"
-            raise CasError(f"the CAS {self.path} is read-only ({reason}): only reading a volume is possible")
-        return connection
-
-    @contextlib.contextmanager
     def transaction(self) -> Iterator[apsw.Connection]:
         """Give a connection within a transaction that may write; commit it at the end."""
         with self.lock, self._translated():
-            connection = self._live_for_writing()
+            connection = self._live()
+            if self._frozen or connection.readonly("main"):
+                reason = self._frozen or "the file cannot be written"
+                raise CasError(f"the CAS {self.path} is read-only ({reason}): only reading a volume is possible")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection

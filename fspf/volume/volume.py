@@ -496,7 +496,7 @@ class Volume(Files):
     def _prepare(
         self,
         everything: bool,  # noqa: FBT001  # called by Commits only
-        closing: bool,  # noqa: FBT001
+        closing: bool,  # noqa: FBT001  # the same
         inos: set[int],
     ) -> Prepared | None:
         """Flush what a commit takes along. COMMIT.md, steps 1 and 2."""
