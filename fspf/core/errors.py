@@ -146,6 +146,52 @@ class AnchorMovedError(CasError):
         )
 
 
+class PolicyError(FspfError):
+    """A policy (or what goes with one: a signature, a placeholder, a secret's value) is not valid.
+
+    Attributes:
+        line, column: 1-based place in the document, 0 if there is none.
+    """
+
+    exit_code = 2
+    errno = errno.EINVAL
+
+    def __init__(self, message: str, *, line: int = 0, column: int = 0) -> None:
+        self.line = line
+        self.column = column
+        super().__init__(f"line {line}, column {column}: {message}" if line else message)
+
+
+class AccessDeniedError(CasError):
+    """Who asks may not: no token, an expired or stolen one, or an access policy that does not name him."""
+
+    errno = errno.EACCES
+
+
+class AttestationError(AccessDeniedError):
+    """The evidence does not show what the policy asks for.
+
+    Attributes:
+        factor: Which part failed, as the policy names it (`mrenclave`, `tpm.pcrs.11`, `signature` …).
+    """
+
+    def __init__(self, factor: str, message: str) -> None:
+        self.factor = factor
+        super().__init__(f"{factor}: {message}")
+
+
+class ConflictError(CasError):
+    """Somebody was faster, or the thing exists already: read it again, then repeat."""
+
+    retryable = True
+
+
+class RolledBackError(CasError):
+    """The CAS's own store is older than its counter says: it refuses to serve."""
+
+    exit_code = 21
+
+
 class WrongKeyError(FspfError):
     """The key, key file or passphrase does not open what it was used on."""
 

@@ -24,11 +24,16 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "fspf._version": set(),
     "fspf.core": {"fspf_native"},
     "fspf.volume": {"fspf.core", "fspf_native"},  # the CAS comes in as a core Protocol
-    "fspf.cas": {"fspf.core", "fspf_native"},
+    "fspf.policy": {"fspf.core", "fspf_native"},  # documents, boards, plans, placeholders: no I/O
+    "fspf.attestation": {"fspf.core", "fspf_native"},  # evidence: verified as pure functions, made by `make_*`
+    "fspf.cas": {"fspf._version", "fspf.core", "fspf.policy", "fspf.attestation", "fspf_native"},
     "fspf": {"fspf._version", "fspf.core", "fspf.cas", "fspf.volume"},
     "fspf.fsspec": {"fspf", "fspf.core", "fspf.cas", "fspf.volume"},
     "fspf.mount": {"fspf._version", "fspf.core", "fspf.cas", "fspf.volume", "fspf_native"},
-    "fspf.cli": {"fspf._version", "fspf", "fspf.core", "fspf.cas", "fspf.volume", "fspf.mount", "fspf_native"},
+    "fspf.cli": {
+        "fspf._version", "fspf", "fspf.core", "fspf.policy", "fspf.attestation", "fspf.cas", "fspf.volume", "fspf.mount",
+        "fspf_native",
+    },
     "fspf.__main__": {"fspf.cli"},
 }
 
