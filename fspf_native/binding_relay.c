@@ -420,7 +420,11 @@ static PyObject *relay_changed(PyObject *self, PyObject *const *args, Py_ssize_t
             memcpy(at, &value, 4);
         }
     }
+    bool stale = node != NULL && node->valid && S_ISDIR(node->mode) && attr_stale_lock_held(node, 0);
     pthread_mutex_unlock(&m->lock);
+    if (stale) {
+        relay_invalidate(r, ino);
+    }
     return Py_NewRef(Py_None);
 }
 

@@ -15,6 +15,7 @@
 
 #define ROOT_INO 1u
 #define NAME_MAX_BYTES 255u
+#define TOLD_MANY UINT32_MAX
 #define TREE_COST 512u /* what a content costs while it is in use, about */
 
 typedef struct inode inode;
@@ -30,6 +31,8 @@ struct inode {
     int64_t atime, mtime, ctime, btime; /* ns since 1970 */
     uint32_t mode, uid, gid, rdev, nlink;
     uint32_t pins; /* requests under way */
+    uint32_t told_to; /* of a directory: the thread that was told the attributes; 0 nobody, TOLD_MANY several */
+    int64_t told_at;  /* ns since 1970 */
     uint8_t protection;
     bool valid;      /* the attributes are known */
     bool stored;     /* the database has a row */

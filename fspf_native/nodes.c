@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#define TOLD_NS INT64_C(10000000000) /* no thread waits longer for its turn */
 #define VALID_S 3600u /* the mount is the volume's only writer: nothing changes behind the kernel's back */
 
 int64_t now_ns(void)
@@ -204,6 +205,29 @@ bool kill_privileges(request *req, inode *node)
     }
     node->mode = mode;
     return true;
+}
+
+void attr_told_lock_held(inode *node, uint32_t pid)
+{
+    if (!S_ISDIR(node->mode)) {
+        return; /* of regular files the kernel keeps times and sizes itself */
+    }
+    int64_t now = now_ns();
+    uint32_t to = pid == 0 ? TOLD_MANY : pid;
+    bool others = node->told_to != 0 && node->told_to != to && now - node->told_at < TOLD_NS;
+    node->told_to = others ? TOLD_MANY : to;
+    node->told_at = now;
+}
+
+bool attr_stale_lock_held(inode *node, uint32_t pid)
+{
+    /* A thread that asks for a change has taken over what it was told. */
+    if (node->told_to == 0 || (node->told_to == pid && pid != 0)) {
+        return false;
+    }
+    bool stale = now_ns() - node->told_at < TOLD_NS;
+    node->told_to = 0;
+    return stale;
 }
 
 void set_times(inode *node, int64_t now)

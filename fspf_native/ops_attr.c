@@ -13,8 +13,9 @@
 #define WIRE_STATX_BASIC 0x7ffu
 #define WIRE_STATX_BTIME 0x800u
 
-static void reply_attr(request *req, const inode *node)
+static void reply_attr_lock_held(request *req, inode *node)
 {
+    attr_told_lock_held(node, req->in->pid);
     struct fuse_attr_out out = {.attr_valid = VALID_S};
     fill_attr(req->r, node, &out.attr);
     memcpy(req->out, &out, sizeof out);
@@ -29,7 +30,7 @@ int op_getattr(request *req)
         return result;
     }
     pthread_mutex_lock(&req->r->meta.lock);
-    reply_attr(req, node);
+    reply_attr_lock_held(req, node);
     meta_unpin(&req->r->meta, node);
     pthread_mutex_unlock(&req->r->meta.lock);
     return 0;
@@ -49,6 +50,7 @@ int op_statx(request *req)
         return result;
     }
     pthread_mutex_lock(&req->r->meta.lock);
+    attr_told_lock_held(node, req->in->pid);
     fill_attr(req->r, node, &attr);
     int64_t born = node->btime;
     meta_unpin(&req->r->meta, node);
@@ -164,7 +166,7 @@ int op_setattr(request *req)
             node->ctime = now; /* it never goes back */
         }
         meta_dirty(&r->meta, node);
-        reply_attr(req, node);
+        reply_attr_lock_held(req, node);
     }
     meta_unpin(&r->meta, node);
     pthread_mutex_unlock(&r->meta.lock);

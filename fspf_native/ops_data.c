@@ -77,7 +77,7 @@ static void note_change(request *req, inode *node, bool times, bool kill)
     }
     if (kill && kill_privileges(req, node)) {
         meta_dirty(m, node);
-        req->invalidate = node->ino;
+        invalidate_later(req, node->ino);
     }
     meta_changed(m, node);
     bool capability = capability_due_lock_held(node);

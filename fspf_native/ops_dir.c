@@ -55,6 +55,7 @@ static bool add(lister *l, const char *name, size_t len, uint64_t ino, uint64_t 
     if (l->plus && node != NULL && node->valid) {
         meta *m = &req->r->meta;
         struct fuse_entry_out entry;
+        attr_told_lock_held(node, req->in->pid);
         fill_entry(req->r, node, &entry);
         memcpy(at, &entry, sizeof entry);
         if (!meta_set_lookups(m, ino, meta_lookups(m, ino) + (UINT64_C(1) << 32))) {

@@ -103,6 +103,7 @@ static void reply_entry_lock_held(request *req, inode *node)
 {
     meta *m = &req->r->meta;
     struct fuse_entry_out out;
+    attr_told_lock_held(node, req->in->pid);
     fill_entry(req->r, node, &out);
     memcpy(req->out, &out, sizeof out);
     req->out_len = sizeof out;
@@ -183,10 +184,14 @@ int op_lookup(request *req)
     return 0;
 }
 
-static void touch(meta *m, inode *dir, int64_t now)
+/* A change of the names in a directory. Lock held. */
+static void touch(request *req, inode *dir, int64_t now)
 {
     set_times(dir, now);
-    meta_dirty(m, dir);
+    meta_dirty(&req->r->meta, dir);
+    if (attr_stale_lock_held(dir, req->in->pid)) {
+        invalidate_later(req, dir->ino);
+    }
 }
 
 /* An inode as the request asks for it; lock held. NULL: out of memory. */
@@ -258,7 +263,7 @@ static int make(request *req, size_t name_offset, uint32_t mode, uint32_t rdev, 
         } else {
             meta_name_dirty(m, made);
             dir->nlink += S_ISDIR(mode) ? 1 : 0;
-            touch(m, dir, now);
+            touch(req, dir, now);
             reply_entry_lock_held(req, node);
             meta_shrink(m);
         }
@@ -431,7 +436,7 @@ int op_link(request *req)
             node->nlink++;
             node->ctime = now;
             meta_dirty(m, node);
-            touch(m, dir, now);
+            touch(req, dir, now);
             reply_entry_lock_held(req, node);
         }
     }
@@ -547,7 +552,7 @@ static int remove_name(request *req, bool directory)
     }
     int64_t now = now_ns();
     dir->nlink -= directory && dir->nlink > 2 ? 1 : 0;
-    touch(m, dir, now);
+    touch(req, dir, now);
     drop_link(m, node, now);
     delete_unused(r, node);
     return 0;
@@ -631,7 +636,7 @@ static int check_replaced(request *req, const end *from, const end *to, uint32_t
     return result;
 }
 
-static void moved_to(meta *m, inode *node, inode *from, inode *to, int64_t now)
+static void moved_to(request *req, inode *node, inode *from, inode *to, int64_t now)
 {
     node->ctime = now > node->ctime ? now : node->ctime;
     if (S_ISDIR(node->mode)) {
@@ -640,8 +645,11 @@ static void moved_to(meta *m, inode *node, inode *from, inode *to, int64_t now)
             from->nlink -= from->nlink > 2 ? 1 : 0;
             to->nlink++;
         }
+        if (attr_stale_lock_held(node, req->in->pid)) {
+            invalidate_later(req, node->ino);
+        }
     }
-    meta_dirty(m, node);
+    meta_dirty(&req->r->meta, node);
 }
 
 /* What overlayfs leaves where a file of a lower layer was: a character device 0:0. Lock held. */
@@ -679,14 +687,14 @@ static int do_rename(request *req, end *from, end *to, uint32_t flags)
         to->entry->type = type_of(from->node->mode);
         meta_name_dirty(m, from->entry);
         meta_name_dirty(m, to->entry);
-        moved_to(m, from->node, from->dir, to->dir, now);
-        moved_to(m, to->node, to->dir, from->dir, now);
+        moved_to(req, from->node, from->dir, to->dir, now);
+        moved_to(req, to->node, to->dir, from->dir, now);
     } else if (to->entry == NULL && from->dir == to->dir && (flags & RENAME_WHITEOUT) == 0) {
         from->entry = to->entry = meta_rename_name(m, from->entry, to->name, to->len);
         if (to->entry == NULL) {
             return -ENOMEM;
         }
-        moved_to(m, from->node, from->dir, to->dir, now);
+        moved_to(req, from->node, from->dir, to->dir, now);
     } else {
         if (to->entry == NULL) {
             to->entry = meta_add_name(m, to->dir, atomic_fetch_add(&m->next_cookie, 1), to->name, to->len,
@@ -707,10 +715,10 @@ static int do_rename(request *req, end *from, end *to, uint32_t flags)
         if (result != 0) {
             return result;
         }
-        moved_to(m, from->node, from->dir, to->dir, now);
+        moved_to(req, from->node, from->dir, to->dir, now);
     }
-    touch(m, from->dir, now);
-    touch(m, to->dir, now);
+    touch(req, from->dir, now);
+    touch(req, to->dir, now);
     return 0;
 }
 

@@ -319,8 +319,9 @@ static void correct_attributes(relay *r, uint32_t opcode, uint8_t *message, size
         return;
     }
     pthread_mutex_lock(&m->lock);
-    const inode *node = map64_get(&m->inodes, ino);
+    inode *node = map64_get(&m->inodes, ino);
     if (node != NULL && node->valid) {
+        attr_told_lock_held(node, 0);
         fill_attr(r, node, &attr);
     } else {
         view_attr(r, &attr);
@@ -453,12 +454,19 @@ static int add_worker(relay *r)
     return result;
 }
 
+void invalidate_later(request *req, uint64_t ino)
+{
+    if (req->invalidate_count < MAX_INVALIDATE) {
+        req->invalidate[req->invalidate_count++] = ino;
+    }
+}
+
 static void answer(request *req, int result)
 {
     relay *r = req->r;
     struct fuse_out_header *out = (struct fuse_out_header *)(void *)req->w->out;
-    if (req->invalidate != 0) {
-        relay_invalidate(r, req->invalidate);
+    for (unsigned i = 0; i < req->invalidate_count; i++) {
+        relay_invalidate(r, req->invalidate[i]);
     }
     if (req->w->ring != NULL) {
         req->w->error = result < 0 ? result : 0;

@@ -54,6 +54,8 @@ typedef struct {
 
 struct ring;
 
+#define MAX_INVALIDATE 4u /* a rename: both directories and what moves */
+
 typedef struct worker {
     int fd;
     uint8_t *in;  /* REQUEST_BYTES */
@@ -75,7 +77,8 @@ typedef struct {
     size_t arg_len;
     uint8_t *out;    /* after the header */
     size_t out_len;
-    uint64_t invalidate; /* an inode whose attributes the kernel is to forget */
+    uint64_t invalidate[MAX_INVALIDATE]; /* inodes whose attributes the kernel is to forget */
+    unsigned invalidate_count;
 } request;
 
 struct relay {
@@ -129,6 +132,8 @@ void relay_free(relay *r);
 void relay_serve(worker *w, size_t len);
 /* Tell the kernel to forget the attributes of an inode. */
 void relay_invalidate(relay *r, uint64_t ino);
+/* The kernel is to forget the attributes of an inode, before the request is answered. */
+void invalidate_later(request *req, uint64_t ino);
 /* Let it write back, and drop, what it has cached of a file. Its writes come while this waits; false if they do not. */
 bool relay_write_back(relay *r, uint64_t ino);
 
@@ -197,6 +202,12 @@ void content_relieve(relay *r, uint64_t bytes);
 /* Free every slot of an inode that is deleted; `node` is pinned. `gate` is held for reading. */
 void content_destroy(relay *r, inode *node);
 /* Clear set-user-id and set-group-id as a write, truncation or change of owner by this caller does. Lock held. */
+/* Attributes of a directory go to the kernel, for thread `pid` (0: not known). The kernel takes them over when that thread
+ * runs again; if the directory changes before, and is changed by another thread, they would stay there for an hour. So who
+ * changes it looks whether somebody was told of late, and then has the kernel forget: DATAPLANE.md. Lock held. */
+void attr_told_lock_held(inode *node, uint32_t pid);
+/* Is the kernel to forget what it was told? Asked at a change by thread `pid`. Lock held. */
+bool attr_stale_lock_held(inode *node, uint32_t pid);
 bool kill_privileges(request *req, inode *node);
 /* A change of content or names; ctime never goes back. */
 void set_times(inode *node, int64_t now);

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from fspf.volume.inodes import Attr, StatFs
 
 CACHE_S: Final = 3600.0  # we are the only writer: what the kernel knows stays true
+# A thread that asked for a directory's attributes may take them over after another thread changed it. The data plane
+# notices (DATAPLANE.md); without it they are soon asked for again.
+SHORT_CACHE_S: Final = 1.0
 PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
 BLOCK_SIZE: Final = 4096  # bytes; st_blksize
 

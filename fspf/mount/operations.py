@@ -21,6 +21,7 @@ from fspf.core.types import ROOT_INO, Ino
 from fspf.mount import acl
 from fspf.mount.attributes import (
     PRIVILEGES,
+    SHORT_CACHE_S,
     absent_entry,
     entry_attributes,
     in_group,
@@ -149,7 +150,10 @@ class Operations(pyfuse3.Operations):
             self._set_id.add(attr.ino)
         elif attr.ino in self._set_id:
             self._set_id.discard(attr.ino)
-        return entry_attributes(attr)
+        entry = entry_attributes(attr)
+        if not self.native and stat.S_ISDIR(attr.mode):
+            entry.attr_timeout = SHORT_CACHE_S
+        return entry
 
     def _looked_up(self, attr: Attr) -> EntryAttributes:
         """Return attributes in a reply that counts as a lookup."""
