@@ -51,8 +51,8 @@ class Collateral:
         tcb_info, qe_identity: The signed JSON, byte for byte.
         tcb_info_signature, qe_identity_signature: 64 bytes, r and s.
         signing_chain: PEM of the TCB signing certificate and the root.
-        crl_chain: PEM of the PCK CA that issued `pck_crl`, and the root.
-        pck_crl, root_crl: DER.
+        pck_crls: DER, of the Processor CA, the Platform CA or both.
+        root_crl: DER.
     """
 
     tcb_info: bytes
@@ -60,8 +60,7 @@ class Collateral:
     qe_identity: bytes
     qe_identity_signature: bytes
     signing_chain: bytes
-    crl_chain: bytes
-    pck_crl: bytes
+    pck_crls: tuple[bytes, ...]
     root_crl: bytes
 
 

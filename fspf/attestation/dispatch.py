@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from fspf.attestation import key, measured
+from fspf.attestation import dcap, key, measured, snp
 from fspf.attestation.claims import BINDING_LEN, Claims, Trust
 from fspf.attestation.reading import Fields
 from fspf.core.errors import AttestationError
@@ -16,7 +16,7 @@ from fspf.core.errors import AttestationError
 KINDS: Final = ("key", "measured-process", "sev-snp", "sgx", "tdx", "tpm")
 
 
-def verify(evidence: Mapping[str, Any], binding: bytes, trust: Trust, now_ns: int) -> Claims:  # noqa: ARG001 - quotes are next
+def verify(evidence: Mapping[str, Any], binding: bytes, trust: Trust, now_ns: int) -> Claims:
     """Check one piece of evidence, and return what it shows.
 
     Args:
@@ -36,4 +36,8 @@ def verify(evidence: Mapping[str, Any], binding: bytes, trust: Trust, now_ns: in
         return key.verify(fields, binding)
     if kind == measured.KIND:
         return measured.verify(fields, binding, trust)
+    if kind == snp.KIND:
+        return snp.verify(fields, binding, trust, now_ns)
+    if kind in dcap.KINDS:
+        return dcap.verify(fields, kind, binding, trust, now_ns)
     raise AttestationError("evidence.type", f"one of {', '.join(KINDS)} is expected, seen {kind!r:.40}")

@@ -114,11 +114,10 @@ def test_measured_process_needs_mode_none(security: dict[str, Any] | None) -> No
         match([PROCESS], [{"measured-process": {"executable": A}}], security)
 
 
-def test_without_items_nobody_is_let_in() -> None:
-    requirement: list[dict[str, Any]]
-    for requirement in ([], [{}]):
-        with pytest.raises(AttestationError, match=r"^attestation: "):
-            match([SGX, KEY], requirement, DEV)
+@pytest.mark.parametrize("requirement", [[], [{}]])
+def test_without_items_nobody_is_let_in(requirement: list[dict[str, Any]]) -> None:
+    with pytest.raises(AttestationError, match=r"^attestation: "):
+        match([SGX, KEY], requirement, DEV)
 
 
 def test_closest_alternative_is_explained() -> None:
