@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from fspf.attestation import dcap, key, measured, snp
+from fspf.attestation import dcap, key, measured, snp, tpm
 from fspf.attestation.claims import BINDING_LEN, Claims, Trust
 from fspf.attestation.reading import Fields
 from fspf.core.errors import AttestationError
@@ -36,6 +36,8 @@ def verify(evidence: Mapping[str, Any], binding: bytes, trust: Trust, now_ns: in
         return key.verify(fields, binding)
     if kind == measured.KIND:
         return measured.verify(fields, binding, trust)
+    if kind == tpm.KIND:
+        return tpm.verify(fields, binding, trust)
     if kind == snp.KIND:
         return snp.verify(fields, binding, trust, now_ns)
     if kind in dcap.KINDS:
