@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from fspf.cli import cas_audit
 from fspf.cli.console import printable, quoted
 from fspf.cli.options import add_common, ask_passphrase, connected, descriptor, nonempty, read_passphrase
 from fspf.cli.passwd import ask_twice
@@ -77,6 +78,7 @@ def add_parser(commands: Any) -> None:
 
     for action in (show, export, take, remove):
         add_common(action)
+    cas_audit.add_actions(actions)
 
 
 def _add_document_passphrase(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +96,7 @@ def _add_document_passphrase(parser: argparse.ArgumentParser) -> None:
 
 def run(args: Namespace, console: Console) -> int:
     """Do what was asked."""
-    actions = {"show": _show, "export": _export, "import": _import, "remove": _remove}
+    actions = {"show": _show, "export": _export, "import": _import, "remove": _remove, "audit": cas_audit.run}
     return actions[args.action](args, console)
 
 

@@ -29,7 +29,17 @@ from typing import Any, Final
 REPO: Final = Path(__file__).resolve().parents[2]
 
 # Level -> the minutes after which it has hung (CI has 90 for everything; pytest-timeout ends single tests earlier).
-LEVELS: Final = {"unit": 8, "property": 12, "native": 8, "tamper": 8, "fault": 15, "cas": 10, "e2e": 15, "posix": 10, "real": 15}
+LEVELS: Final = {
+    "unit": 8,
+    "property": 12,
+    "native": 8,
+    "tamper": 8,
+    "fault": 15,
+    "cas": 10,
+    "e2e": 15,
+    "posix": 10,
+    "real": 15,
+}
 FAST: Final = ("unit", "property", "native", "tamper")
 NIGHTLY_FACTOR: Final = 12
 NO_TESTS: Final = 5  # pytest's exit code

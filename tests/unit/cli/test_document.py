@@ -22,7 +22,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def usage_of(command: str, parser: argparse.ArgumentParser) -> str:
-    forms = {"?": "[{}]", "*": "[{} …]"}
+    forms = {"?": "[{}]", "*": "[{} …]", "+": "{} …"}
     found = [action for action in parser._actions if not action.option_strings]
     return " ".join([command, *(forms.get(str(each.nargs), "{}").format(each.metavar) for each in found)])
 
@@ -39,10 +39,15 @@ def common_options() -> set[str]:
 
 
 def all_commands() -> dict[str, argparse.ArgumentParser]:
-    commands: dict[str, argparse.ArgumentParser] = {}
-    for name, parser in subparsers_of(build_parser(load=True)).items():
+    def visit(name: str, parser: argparse.ArgumentParser) -> None:
         below = subparsers_of(parser)
-        commands |= {f"{name} {action}": each for action, each in below.items()} if below else {name: parser}
+        for action, each in below.items():
+            visit(f"{name} {action}".lstrip(), each)
+        if not below:
+            commands[name] = parser
+
+    commands: dict[str, argparse.ArgumentParser] = {}
+    visit("", build_parser(load=True))
     return commands
 
 
