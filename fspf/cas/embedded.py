@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from fspf.cas import rules
 from fspf.cas.file import BUSY_TIMEOUT_S, CasFile
-from fspf.cas.hot import MAX_STATE_LEN, HotFile, Version, read_hot
+from fspf.cas.hot import HotFile, Ring, Version, read_hot, read_newest
 from fspf.cas.liveness import holder_is_gone
 from fspf.cas.sealing import Fixed, Sealer, checked_volume_id, to_record
 from fspf.core.errors import CasUnreachableError, FspfError, UnknownVolumeError, VolumeExistsError
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _HOT_AFTER: Final = 4  # advances by one process, after which more are expected soon
+_MAX_RECORD_LEN: Final = 128 << 10  # bytes; a larger one the volume keeps by itself
 
 
 @dataclass(slots=True)
@@ -41,16 +42,38 @@ class _Known:
     """A state as this process left it; whether it still is so, is looked at under the hot file's lock."""
 
     sealer: Sealer
-    hot_path: str
     version: int
-    sealed_state: bytes
     sealed_fixed: bytes
     state: State
     count: int  # of advances that went to the database
+    hot: HotFile | None = None  # open as long as it is known
+    ring: Ring | None = None
+    changes: int = 0  # of the row, counted in the hot file
+    pid: int = 0
+
+    def close(self) -> None:
+        if self.hot is not None:
+            self.hot.close()
+
+
+@dataclass(slots=True)
+class _Alone:
+    """A transaction on one volume's row.
+
+    Attributes:
+        hot: The volume's hot file, locked.
+        heat: It is made, if it is not there, within the transaction.
+        cool: It is removed after it, with whatever records it has.
+    """
+
+    connection: apsw.Connection
+    hot: HotFile | None
+    heat: bool = False
+    cool: bool = False
 
 
 class EmbeddedCas:
-    """A CAS in one SQLite file. Implements `fspf.core.anchor.Cas`.
+    """A CAS in one SQLite file. Implements `fspf.core.anchor.Cas` and `fspf.core.anchor.RecordKeeper`.
 
     Thread-safe. Each method is one transaction, and one that changes something ends in one fsync.
 
@@ -157,7 +180,16 @@ class EmbeddedCas:
 
     def renew(self, volume_id: bytes, lease: Lease) -> Lease:
         """Prolong *lease*."""
-        renewed = self._change(volume_id, lambda state: rules.renew(state, lease, now_ns=self._clock())).lease
+
+        def rule(state: State) -> State:
+            return rules.renew(state, lease, now_ns=self._clock())
+
+        with self._file.lock:
+            known = self._advanced.get(volume_id)
+            if known is not None and self._change_known(volume_id, known, rule, 0):
+                renewed = known.state.lease
+            else:
+                renewed = self._change(volume_id, rule).lease
         assert renewed is not None
         return renewed
 
@@ -168,48 +200,114 @@ class EmbeddedCas:
             return rules.advance(state, lease, expected, new, now_ns=self._clock())
 
         with self._file.lock:
-            known = self._advanced.pop(volume_id, None)
-            if known is None or not self._advance_known(volume_id, known, rule):
-                count = known.count + 1 if known is not None else 1
-                known = self._change_and_keep(volume_id, rule, count)
-            self._advanced[volume_id] = known
+            known = self._advanced.get(volume_id)
+            if known is not None and known.ring is not None:
+                known.ring.settle_all()
+            if known is not None and self._change_known(volume_id, known, rule, new.generation):
+                return
+            count = known.count + 1 if known is not None else 1
+            self._forget(volume_id)
+            self._advanced[volume_id] = self._change_and_keep(volume_id, rule, count)
 
-    def _advance_known(self, volume_id: bytes, known: _Known, rule: Callable[[State], State]) -> bool:
+    def advance_with(
+        self, volume_id: bytes, lease: Lease, expected: Anchor, new: Anchor, *, record: bytes, synced: int
+    ) -> bool:
+        """Move the anchor and keep *record*, as one write; False if there is no room for it, or the volume is not busy."""
+
+        def rule(state: State) -> State:
+            return rules.advance(state, lease, expected, new, now_ns=self._clock())
+
+        with self._file.lock:
+            known = self._advanced.get(volume_id)
+            if known is None or known.ring is None or len(record) > _MAX_RECORD_LEN:
+                return False
+            known.ring.settle(synced)
+            return self._change_known(volume_id, known, rule, new.generation, record)
+
+    def kept_records(self, volume_id: bytes) -> builtins.list[bytes]:
+        """Return the records that are kept, oldest first; none if the volume is not busy."""
+        with self._file.reading():
+            path = self._hot_path(checked_volume_id(volume_id))
+            return [version.record for version in read_hot(path) if version.record]
+
+    def settle(self, volume_id: bytes) -> None:
+        """The volume itself has all of its records: none needs to be kept."""
+        with self._file.lock:
+            known = self._advanced.get(volume_id)
+            if known is not None and known.ring is not None:
+                known.ring.settle_all()
+            with self._file.reading(), HotFile.locked(self._hot_path(volume_id)) as hot:
+                found = hot.versions() if hot is not None else []
+                if hot is not None and found:
+                    hot.settle(found[-1][1].number)
+
+    def _forget(self, volume_id: bytes) -> None:
+        with self._file.lock:
+            known = self._advanced.pop(volume_id, None)
+            if known is not None:
+                known.close()
+
+    def _change_known(
+        self, volume_id: bytes, known: _Known, rule: Callable[[State], State], generation: int, record: bytes = b""
+    ) -> bool:
         """Change the state in the volume's hot file, if it still is what it was here; False: nothing was done.
 
         An fsync waits for this. Nobody else changes the state meanwhile, for he would need the file's lock.
         """
-        with self._file.reading() as connection, HotFile.locked(known.hot_path) as hot:
-            if hot is None or self._file.sealer is not known.sealer:
-                return False  # the database was opened anew: its key may be another
-            row = self._select(connection, volume_id)
-            if row != (known.version, known.sealed_state, known.sealed_fixed):
-                return False
+        hot, ring = known.hot, known.ring
+        if hot is None or ring is None or known.pid != os.getpid():  # a forked process has the lock of its parent
+            return False
+        with self._file.reading(), hot.lock():
+            if self._file.sealer is not known.sealer or hot.changes != known.changes:
+                return False  # the database was opened anew, its key may be another; or somebody changed the row
             try:
                 changed = rule(known.state)
             except FspfError:
                 return False  # it will be said by the row itself
-            sealed = known.sealer.seal_state(volume_id, changed, known.sealed_fixed, known.version + 1)
-            if len(sealed) > MAX_STATE_LEN:
+            number = known.version + 1
+            sealed = known.sealer.seal_state(volume_id, changed, known.sealed_fixed, number)
+            version = Version(number, sealed, ring.settled_before(number), record)
+            place = ring.place(version.length)
+            if place is None:
                 return False
-            hot.write(Version(known.version + 1, sealed))
-        known.version += 1
-        known.sealed_state = sealed
+            try:
+                hot.write(place, version)
+            except OSError:
+                known.ring = None  # whether it is there, nobody knows
+                raise
+            ring.written(place, version, generation)
+        known.version = number
         known.state = changed
         return True
 
     def _change_and_keep(self, volume_id: bytes, rule: Callable[[State], State], count: int) -> _Known:
         """Advance in the database, and get ready for more that follow soon: those of a mount's fsyncs."""
-        self._change(volume_id, rule, heat=count >= _HOT_AFTER)
-        with self._file.reading() as connection:  # another may have changed it again: then this is what he made of it
-            sealer = self._file.sealer
-            version, sealed_state, sealed_fixed = self._row(connection, volume_id)
-            state = sealer.open_state(volume_id, sealed_state, sealed_fixed, version)
-        return _Known(sealer, self._hot_path(volume_id), version, sealed_state, sealed_fixed, state, count)
+        self._change(volume_id, rule, heat=count >= _HOT_AFTER, settle=True)
+        with self._file.reading() as connection:
+            hot = HotFile.open(self._hot_path(volume_id))
+            try:
+                with ExitStack() as stack:
+                    if hot is not None:
+                        stack.enter_context(hot.lock())
+                        if hot.is_outdated or not hot.is_at(self._hot_path(volume_id)):
+                            hot.close()
+                            hot = None
+                    # Another may have changed it again: then this is what he made of it.
+                    version, sealed_state, sealed_fixed = self._row(connection, volume_id)
+                    sealer = self._file.sealer
+                    state = sealer.open_state(volume_id, sealed_state, sealed_fixed, version)
+                    known = _Known(sealer, version, sealed_fixed, state, count)
+                    if hot is not None:
+                        known.hot, known.ring, known.changes, known.pid = hot, Ring(hot), hot.changes, os.getpid()
+            except BaseException:
+                if hot is not None:
+                    hot.close()
+                raise
+        return known
 
     def release(self, volume_id: bytes, lease: Lease) -> None:
         """End *lease*. Idempotent; the lease of another is left alone."""
-        self._advanced.pop(volume_id, None)
+        self._forget(volume_id)
         self._change(volume_id, lambda state: rules.release(state, lease), cool=True)
 
     def rekey(self, volume_id: bytes, lease: Lease, expected: Anchor, new: Anchor, key: SecretKey) -> None:
@@ -224,12 +322,16 @@ class EmbeddedCas:
 
     def remove(self, volume_id: bytes) -> None:
         """Forget the volume, and its key with it."""
-        with self._alone(volume_id, cool=True) as connection:
-            self._row(connection, volume_id)
-            connection.execute("DELETE FROM volume WHERE id = ?", (self._file.sealer.row_id(volume_id),))
+        with self._alone(volume_id) as alone:
+            self._row(alone.connection, volume_id)
+            alone.cool = True
+            alone.connection.execute("DELETE FROM volume WHERE id = ?", (self._file.sealer.row_id(volume_id),))
 
     def close(self) -> None:
         """Let go of the file and the master key. Idempotent."""
+        with self._file.lock:
+            for volume_id in [*self._advanced]:
+                self._forget(volume_id)
         self._file.close()
 
     # -- beyond the Protocol
@@ -246,7 +348,9 @@ class EmbeddedCas:
                 sealer = self._file.sealer
                 for record in records:
                     volume_id = checked_volume_id(record.volume_id)
-                    locks.enter_context(HotFile.locked(self._hot_path(volume_id)))
+                    hot = locks.enter_context(HotFile.locked(self._hot_path(volume_id)))
+                    if hot is not None:
+                        hot.note_change()
                     row = self._select(connection, volume_id)
                     existing = None if row is None else self._open_row(volume_id, row)
                     state = rules.merge(
@@ -283,22 +387,20 @@ class EmbeddedCas:
         return HotFile.path_of(self.path, self._file.sealer.row_id(volume_id))
 
     @contextlib.contextmanager
-    def _alone(self, volume_id: bytes, *, heat: bool = False, cool: bool = False) -> Iterator[apsw.Connection]:
-        """Give a connection within a transaction, while nobody changes the volume's state in its hot file either.
-
-        Args:
-            heat: Make that file if it is not there.
-            cool: Remove it at the end: the database has everything then.
-        """
+    def _alone(self, volume_id: bytes) -> Iterator[_Alone]:
+        """Give a connection within a transaction, while nobody changes the volume's state in its hot file either."""
         with ExitStack() as stack:  # its lock is held until the transaction has ended
-            path = ""
             with self._file.transaction() as connection:
                 path = self._hot_path(volume_id)
                 hot = stack.enter_context(HotFile.locked(path))
-                yield connection
-                if hot is None and heat:
+                if hot is not None:
+                    hot.note_change()
+                    hot.sync()  # a version that is taken into the row, and the record that came with it
+                alone = _Alone(connection, hot)
+                yield alone
+                if hot is None and alone.heat:
                     HotFile.make(path)
-            if cool and hot is not None:
+            if hot is not None and alone.cool:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
 
@@ -310,23 +412,31 @@ class EmbeddedCas:
         *,
         heat: bool = False,
         cool: bool = False,
+        settle: bool = False,
     ) -> State:
         """Replace the state of one volume by what *rule* makes of it, in one transaction.
 
         Args:
-            heat, cool: As for `_alone`.
+            heat: Make a hot file if there is none.
+            cool: Remove it: the database has everything then. It stays while its records may be needed.
+            settle: None of the records so far is needed any more.
         """
-        with self._alone(volume_id, heat=heat, cool=cool) as connection:
+        with self._alone(volume_id) as alone:
+            connection, hot = alone.connection, alone.hot
+            alone.heat = heat
+            alone.cool = hot is not None and (hot.is_outdated or (cool and not hot.has_unsettled()))
             sealer = self._file.sealer
             row = self._row(connection, volume_id)
             version, sealed_state, sealed_fixed = row
             state = sealer.open_state(volume_id, sealed_state, sealed_fixed, version)
             changed = rule(state)
-            if changed is not state or (cool and version != self._stored_version(connection, volume_id)):
+            if changed is not state or (alone.cool and version != self._stored_version(connection, volume_id)):
                 fixed = None
                 if new_key is not None:
                     fixed = Fixed(sealer.open_fixed(volume_id, sealed_fixed, state.key_version).name, new_key)
                 self._update(connection, sealer, volume_id, row, changed, fixed)
+            if settle and hot is not None:
+                hot.settle(version)
         return changed
 
     def _select(self, connection: apsw.Connection, volume_id: bytes) -> tuple[Any, ...] | None:
@@ -342,7 +452,7 @@ class EmbeddedCas:
     def _newest(self, row_id: bytes, row: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the row, with the state of its hot file if that is newer."""
         version, _, sealed_fixed = row
-        hot = read_hot(HotFile.path_of(self.path, row_id))
+        hot = read_newest(HotFile.path_of(self.path, row_id))
         return row if hot is None or hot.number <= version else (hot.number, hot.sealed, sealed_fixed)
 
     def _row(self, connection: apsw.Connection, volume_id: bytes) -> tuple[Any, ...]:

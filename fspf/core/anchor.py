@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from fspf.core.types import NO_TAG
 
@@ -151,3 +151,33 @@ class Cas(Protocol):
 
     def close(self) -> None:
         """Let go of files and keys. Idempotent."""
+
+
+@runtime_checkable
+class RecordKeeper(Protocol):
+    """A CAS on storage as near as the volume's, which can make a record of the intent log durable together with its anchor.
+
+    Optional beside `Cas`. What it keeps is sealed by the volume and trusted no more than the volume's own log.
+    """
+
+    def advance_with(
+        self, volume_id: bytes, lease: Lease, expected: Anchor, new: Anchor, *, record: bytes, synced: int
+    ) -> bool:
+        """Move the anchor as `Cas.advance` does, and keep *record*, as one step.
+
+        Any other `advance` says that the volume itself has every record so far, durably.
+
+        Args:
+            record: The frame that makes the state *new* out of *expected*.
+            synced: Generation up to which the volume itself has all records, durably: the others stay kept.
+
+        Returns:
+            False: nothing was done, since there is no room or another reason; the record is to be synced, and `advance`
+            then says what else there is to say.
+        """
+
+    def kept_records(self, volume_id: bytes) -> builtins.list[bytes]:
+        """Return the records that are kept, oldest first; some may be older than any state that counts."""
+
+    def settle(self, volume_id: bytes) -> None:
+        """The volume itself has all of its records, durably: none needs to be kept when the lease ends."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import msgpack
 import xxhash
@@ -15,6 +15,9 @@ import xxhash
 from fspf.core.errors import FormatError, IntegrityError, TornError, UnsupportedFormatError
 from fspf.core.keys import AuthenticationError, SecretKey
 from fspf.core.types import MAX_EPOCH, NO_TAG, POINTER_LEN, TAG_LEN, VOLUME_ID_LEN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LOG_MAGIC: Final = b"FSPF-LOG"
 LOG_LEN: Final = 8 << 20  # bytes of the file `log`
@@ -298,6 +301,19 @@ def _decode(plain: bytes, frame_epoch: int) -> LogRecord:
     return record
 
 
+class Chain(NamedTuple):
+    """Records that continue a root record, in order.
+
+    Attributes:
+        problem: What is wrong with the next, if it looks like one.
+        missing: (number of the record, offset, frame) of those that the log file does not have.
+    """
+
+    records: tuple[LogRecord, ...]
+    problem: str
+    missing: tuple[tuple[int, int, bytes], ...] = ()
+
+
 def follow(
     claimed: bytes,
     log_key: SecretKey,
@@ -308,8 +324,9 @@ def follow(
     epoch: int,
     generation: int,
     tag: bytes,
-) -> tuple[tuple[LogRecord, ...], str]:
-    """Return the records that continue one state, in order, and what is wrong with the next if it looks like one.
+    kept: Sequence[bytes] = (),
+) -> Chain:
+    """Return the records that continue one state.
 
     Behind the last record lies what is left of earlier rounds through the file: not of this chain, so it ends it.
 
@@ -317,21 +334,53 @@ def follow(
         claimed: The log file's bytes.
         log_key: Of the root record's epoch.
         generation, tag: Of the root record that the chain begins at.
+        kept: Frames that something else than the volume kept, in any order: claims like those of the file. COMMIT.md 9.
     """
     found: list[LogRecord] = []
+    missing: list[tuple[int, int, bytes]] = []
+    elsewhere: dict[bytes, tuple[LogRecord, bytes]] | None = None
     offset = 0
+
+    def continues(record: LogRecord) -> bool:
+        return record.previous_tag == tag and record.generation == generation + 1 and record.volume_id == volume_id
+
     while True:
-        try:
-            frame = LogFrame.parse(claimed, offset)
-            if frame.epoch != epoch or frame.key_version != key_version:
-                return tuple(found), ""  # another writer's, from before
-            record = frame.open(log_key, header_bytes)
-        except TornError as exc:
-            return tuple(found), str(exc) if claimed[offset : offset + len(LOG_MAGIC)] == LOG_MAGIC else ""
-        except (FormatError, IntegrityError, UnsupportedFormatError) as exc:
-            return tuple(found), str(exc)
-        if record.previous_tag != tag or record.generation != generation + 1 or record.volume_id != volume_id:
-            return tuple(found), ""
+        record, length, problem = _claimed(claimed, offset, log_key, key_version, header_bytes, epoch)
+        if record is None or not continues(record):
+            if elsewhere is None:
+                elsewhere = _by_previous(kept, log_key, key_version, header_bytes, epoch)
+            record, frame = elsewhere.get(tag, (None, b""))
+            length = len(frame)
+            if record is None or not continues(record) or offset + length > LOG_LEN:
+                return Chain(tuple(found), problem, tuple(missing))
+            missing.append((len(found), offset, frame))
         found.append(record)
         generation, tag = record.generation, record.tag
-        offset += frame.length
+        offset += length
+
+
+def _claimed(
+    claimed: bytes, offset: int, log_key: SecretKey, key_version: int, header_bytes: bytes, epoch: int
+) -> tuple[LogRecord | None, int, str]:
+    """Open the record at *offset*: it, the length of its frame, and what is wrong if something looks like one."""
+    try:
+        frame = LogFrame.parse(claimed, offset)
+        if frame.epoch != epoch or frame.key_version != key_version:
+            return None, 0, ""  # another writer's, from before
+        return frame.open(log_key, header_bytes), frame.length, ""
+    except TornError as exc:
+        return None, 0, str(exc) if claimed[offset : offset + len(LOG_MAGIC)] == LOG_MAGIC else ""
+    except (FormatError, IntegrityError, UnsupportedFormatError) as exc:
+        return None, 0, str(exc)
+
+
+def _by_previous(
+    kept: Sequence[bytes], log_key: SecretKey, key_version: int, header_bytes: bytes, epoch: int
+) -> dict[bytes, tuple[LogRecord, bytes]]:
+    """Open all that can be opened, by the tag of the state before."""
+    found: dict[bytes, tuple[LogRecord, bytes]] = {}
+    for frame in kept:
+        record, length, _ = _claimed(frame, 0, log_key, key_version, header_bytes, epoch)
+        if record is not None and length == len(frame):
+            found[record.previous_tag] = record, frame
+    return found

@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fspf.core.anchor import Anchor
+from fspf.core.anchor import Anchor, RecordKeeper
 from fspf.core.errors import AnchorMovedError, CasUnreachableError, FspfError, LeaseError
 from fspf.core.format import NONCE_LEN, RootRecord
 from fspf.core.freshness import FreshnessMode
@@ -108,6 +108,9 @@ class Commits:
         self._log_end: int | None = None  # where the next record goes; None: a commit is due
         self._log_refused = False
         self.logged = 0  # records written
+        # A CAS that keeps records makes them durable with the anchor; the log's own sync follows when it has to.
+        self._keeper = cas if isinstance(cas, RecordKeeper) and record.freshness.mode is FreshnessMode.STRICT else None
+        self._log_synced = self.generation  # the log has all records up to it durably, or needs them no more
         self.anchor = Anchor(self.generation, self.root_tag)
         self.count = 0
         self._contact = time.clock_gettime(time.CLOCK_BOOTTIME)  # when the CAS last said that the lease is ours
@@ -252,14 +255,38 @@ class Commits:
                 self._store.sync()
                 self._check_lease()
             self._layout.write_log(offset, frame)
+            anchor = Anchor(record.generation, tag)
+            kept = self._advance_with(anchor, frame)
+            if not kept:
+                self._layout.sync_log()
+                self._log_synced = record.generation
         except BaseException as exc:
             self._fail(f"generation {self.generation + 1} could not be made durable: {exc}")
             raise
         self.generation, self.root_tag = record.generation, tag
         self._log_end = offset + len(frame)
         self.logged += 1
-        self._promise(self._last_number, Anchor(record.generation, tag))
+        if kept:
+            self.count += 1
+            self._store.commit_anchored(self._last_number)
+        else:
+            self._promise(self._last_number, anchor)
         return True
+
+    def _advance_with(self, new: Anchor, frame: bytes) -> bool:
+        """Let the CAS make record and anchor durable together; False: whether it did is for `_advance` to find out."""
+        if self._keeper is None:
+            return False
+        try:
+            kept = self._keeper.advance_with(
+                self._volume_id, self._lease, self.anchor, new, record=frame, synced=self._log_synced
+            )
+        except FspfError:
+            return False
+        if kept:
+            self.anchor = new
+            self._contact = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return kept
 
     def _prepare_log(self) -> bool:
         """Make the log's file; without one every fsync is a commit, which is slower and nothing else."""
@@ -296,6 +323,7 @@ class Commits:
         frame = record.seal_frame(self._key, self._key_version, self._header_bytes, os.urandom(NONCE_LEN))
         self._layout.write_root(record.generation, frame.pack())
         self.generation, self.root_tag = record.generation, frame.tag
+        self._log_synced = record.generation
         return Anchor(record.generation, frame.tag)
 
     # -- the CAS
@@ -451,5 +479,13 @@ class Commits:
             self._anchorer.join()
 
     def release(self) -> None:
-        """End the lease."""
+        """End the lease, and the CAS's part in keeping the log.
+
+        Raises:
+            OSError: The log could not be made durable: lease and records stay, until the next writer has both.
+        """
+        if self._keeper is not None and self._log_synced != self.generation:
+            self._layout.sync_log()
+            self._log_synced = self.generation
+            self._keeper.settle(self._volume_id)
         self._cas.release(self._volume_id, self._lease)

@@ -359,15 +359,17 @@ class Layout:
         return self._log_fd is not None
 
     def write_log(self, offset: int, frame: bytes) -> None:
-        """Write a record of the intent log and make it durable."""
+        """Write a record of the intent log; `sync_log` makes it durable."""
         if self._lock_fd is None or self._log_fd is None:
             message = "the log is written only under the volume's lock, after `prepare_log`"
             raise RuntimeError(message)
         _write_all(self._log_fd, frame, offset)
-        os.fdatasync(self._log_fd)
 
     def sync_log(self) -> None:
-        """Make durable what a writer may have left in the host's memory."""
+        """Make the log durable: what we wrote, or what another writer may have left in the host's memory."""
+        if self._log_fd is not None:
+            os.fdatasync(self._log_fd)
+            return
         fd = os.open(self.path / LOG, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             os.fsync(fd)

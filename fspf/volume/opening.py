@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fspf.core.anchor import Anchor
+from fspf.core.anchor import Anchor, RecordKeeper
 from fspf.core.errors import (
     AnchorMovedError,
     CasUnreachableError,
@@ -26,7 +26,7 @@ from fspf.core.errors import (
 from fspf.core.format import ROOT_NAMES, RootFrame, RootRecord
 from fspf.core.freshness import choose_root
 from fspf.core.keys import log_key
-from fspf.core.log import LogRecord, follow
+from fspf.core.log import Chain, LogRecord, follow
 from fspf.volume.holder import this_process
 from fspf.volume.layout import sync_directory
 
@@ -56,6 +56,7 @@ class Opening:
     problems: tuple[str, ...]  # damage that did not hinder opening: a torn root, a keyring copy
     stale: FreshnessError | None = None  # only with accept_stale: what would have refused it
     log: tuple[LogRecord, ...] = ()  # records of the intent log that continue *state*
+    missing: tuple[tuple[int, bytes], ...] = ()  # offset and frame of those that only the CAS has kept
 
     @property
     def head(self) -> Anchor:
@@ -82,7 +83,7 @@ def find_state(layout: Layout, cas: Cas, *, accept_stale: bool = False) -> Openi
         record = cas.fetch(header.volume_id)
         roots = layout.read_roots()
         try:
-            return _choose(layout, header, header_bytes, record, roots, accept_stale=accept_stale)
+            return _choose(layout, cas, header, header_bytes, record, roots, accept_stale=accept_stale)
         except (IntegrityError, WrongKeyError):
             # A writer may be ahead of the CAS: then a root record tells that the log was begun anew meanwhile.
             again = cas.fetch(header.volume_id)
@@ -166,9 +167,9 @@ def _settle(layout: Layout, opening: Opening) -> None:
     to fill, the names of a volume just made.
     """
     state = opening.state
+    if len(opening.log) > len(opening.missing):
+        layout.sync_log()  # also of what is anchored: the CAS may have kept it, and its own unsynced writes are not ours to see
     if opening.head.root_tag != opening.record.anchor.root_tag:  # all that it reaches was synced before it was written
-        if opening.log:
-            layout.sync_log()
         fd = os.open(layout.path / ROOT_NAMES[state.generation % 2], os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             os.fsync(fd)
@@ -181,8 +182,26 @@ def _settle(layout: Layout, opening: Opening) -> None:
             sync_directory(layout.path.parent)
 
 
+def complete_log(layout: Layout, cas: Cas, opening: Opening) -> None:
+    """Write the records that only the CAS has kept into the volume's own log, under the lease; from then on it needs none of the CAS's.
+
+    Raises:
+        OSError: There is no room. Nothing is lost: the CAS has them still.
+    """
+    if not opening.missing:
+        return
+    log.info("%d records of the intent log come from the CAS", len(opening.missing))
+    layout.prepare_log()
+    for offset, frame in opening.missing:
+        layout.write_log(offset, frame)
+    layout.sync_log()
+    if isinstance(cas, RecordKeeper):
+        cas.settle(opening.header.volume_id)
+
+
 def _choose(
     layout: Layout,
+    cas: Cas,
     header: Header,
     header_bytes: bytes,
     record: CasRecord,
@@ -254,7 +273,7 @@ def _choose(
             raise FreshnessError(message, expected_generation=record.anchor.generation, found_generation=0)
         raise IntegrityError(message)
     stale: FreshnessError | None = None
-    chains = _Chains(layout, header, header_bytes, record, claimed)
+    chains = _Chains(layout, cas, header, header_bytes, record, claimed)
     try:
         state, log_records = chains.choose()
     except FreshnessError as exc:
@@ -292,7 +311,10 @@ def _choose(
         if not accept_stale:
             raise IntegrityError(message)
         problems.append(message)
-    return Opening(header, header_bytes, record, keyring, epoch_keys, state, tuple(problems), stale, log_records)
+    missing = chains.missing(state, len(log_records))
+    return Opening(
+        header, header_bytes, record, keyring, epoch_keys, state, tuple(problems), stale, log_records, missing
+    )
 
 
 class _Chains:
@@ -303,21 +325,29 @@ class _Chains:
     """
 
     def __init__(
-        self, layout: Layout, header: Header, header_bytes: bytes, record: CasRecord, claimed: list[RootRecord]
+        self,
+        layout: Layout,
+        cas: Cas,
+        header: Header,
+        header_bytes: bytes,
+        record: CasRecord,
+        claimed: list[RootRecord],
     ) -> None:
         self._layout = layout
+        self._cas = cas
         self._header = header
         self._header_bytes = header_bytes
         self._record = record
         self._roots = sorted(claimed, key=lambda root: root.generation, reverse=True)
-        self._found: dict[bytes, tuple[LogRecord, ...]] = {}  # by tag of the root record
+        self._found: dict[bytes, Chain] = {}  # by tag of the root record
         self.problem = ""
 
     def _follow(self, root: RootRecord) -> tuple[LogRecord, ...]:
         if root.tag not in self._found:
-            records: tuple[LogRecord, ...] = ()
+            chain = Chain((), "")
             if root.log_follows:
-                records, problem = follow(
+                kept = self._cas.kept_records(root.volume_id) if isinstance(self._cas, RecordKeeper) else ()
+                chain = follow(
                     self._layout.read_log(),
                     log_key(self._record.key, self._header.volume_id, root.epoch),
                     key_version=root.key_version,
@@ -326,10 +356,16 @@ class _Chains:
                     epoch=root.epoch,
                     generation=root.generation,
                     tag=root.tag,
+                    kept=kept,
                 )
-                self.problem = self.problem or problem
-            self._found[root.tag] = records
-        return self._found[root.tag]
+                self.problem = self.problem or chain.problem
+            self._found[root.tag] = chain
+        return self._found[root.tag].records
+
+    def missing(self, root: RootRecord, count: int) -> tuple[tuple[int, bytes], ...]:
+        """Return those of the first *count* records after *root* that the log file does not have."""
+        chain = self._found.get(root.tag, Chain((), ""))
+        return tuple((offset, frame) for number, offset, frame in chain.missing if number < count)
 
     def _with_log(self, roots: list[RootRecord]) -> dict[bytes, tuple[RootRecord, tuple[LogRecord, ...]]]:
         """Return every state that is there, by its tag."""

@@ -28,7 +28,7 @@ from fspf.volume.inodes import NAME_MAX, StatFs, error
 from fspf.volume.intent import Intended, replay
 from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
-from fspf.volume.opening import Opening, acquire_state, find_state, lock_for_writing
+from fspf.volume.opening import Opening, acquire_state, complete_log, find_state, lock_for_writing
 from fspf.volume.rebuild import Rebuild
 from fspf_native import ChunkError, SecretKey, Store, Tree
 
@@ -241,6 +241,7 @@ class Volume(Files):
             else:
                 lock_for_writing(layout, cas)
                 opening, lease = acquire_state(layout, cas, label, _check_namespace(layout))
+                complete_log(layout, cas, opening)
             volume = cls(
                 layout,
                 opening.header,
@@ -667,7 +668,7 @@ class Volume(Files):
                 self.ended = True
             self._commits.wait_idle()
             self._commits.stop()
-            with suppress(FspfError):  # the lease then ends by itself
+            with suppress(OSError, FspfError):  # the lease then ends by itself
                 self._commits.release()
         finally:
             self._release_files()
@@ -714,7 +715,7 @@ class Volume(Files):
         if self._commits is not None:
             self._commits.wait_idle()
             self._commits.stop()
-            with suppress(FspfError):
+            with suppress(OSError, FspfError):
                 self._commits.release()
         self._release_files()
 

@@ -280,7 +280,15 @@ EXPECTED: dict[str, tuple[Costs, Costs]] = {
             "syncs": 2,
             "cas": 1,
         },
-        {"getattr": 1, "setattr": 1, "write": 1, "fsync": 1, "python": 1, "writes": 1, "syncs": 1, "cas": 1},
+        {
+            "getattr": 1,
+            "setattr": 1,
+            "write": 1,
+            "fsync": 1,
+            "python": 1,
+            "writes": 1,
+            "cas": 1,
+        },  # the record is with the CAS
     ),
     "rename": (
         {"lookup": 2, "getattr": 1, "setattr": 1, "rename": 1, "python": 1, "reads": 4},

@@ -24,9 +24,10 @@ from random import Random
 from typing import Any, Final
 
 from fspf.cas import EmbeddedCas
-from tests.fault.memcas import MemoryCas
+from tests.fault.memcas import of_snapshot
+from tests.fault.plane_workload import CAS, VOLUME
 from tests.fault.state import Expected, check_state
-from tests.fault.workload import CAS, VOLUME, Result
+from tests.fault.workload import Result
 from tests.support import crash, iotrace
 
 SCRATCH: Final = Path("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
@@ -152,7 +153,7 @@ class Checker:
         path = self.place(state)
         expected = Expected(self._result.trees, state.acknowledged, max(self._result.trees, default=0))
         if self._result.cas:
-            return check_state(path, MemoryCas(self._result.cas[state.cas]), expected, thorough=thorough)
+            return check_state(path, of_snapshot(self._result.cas[state.cas]), expected, thorough=thorough)
         embedded = EmbeddedCas(str(path.parent / CAS / "cas.sqlite"))
         try:
             return check_state(path, embedded, expected, thorough=thorough)

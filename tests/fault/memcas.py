@@ -170,5 +170,59 @@ class MemoryCas:
                     row.state = replace(row.state, lease=replace(row.state.lease, expires_ns=0))
 
 
+class KeepingCas(MemoryCas):
+    """Keeps records of the intent log as well: few, so that it is soon full, and none longer than it must."""
+
+    MOST: Final = 5
+    MAX_LEN: Final = 32 << 10
+
+    def __init__(self, snapshot: bytes | None = None) -> None:
+        """Start empty, or with a snapshot."""
+        self._kept: list[tuple[int, bytes]] = []  # (generation, record), of the one volume
+        rows = None
+        if snapshot is not None:
+            rows, self._kept = pickle.loads(snapshot)
+        super().__init__(rows)
+
+    def snapshot(self) -> bytes:
+        with self._lock:
+            return pickle.dumps((super().snapshot(), self._kept))
+
+    def advance(self, volume_id: bytes, lease: Lease, expected: Anchor, new: Anchor) -> None:
+        with self._lock:
+            self._kept = []
+            super().advance(volume_id, lease, expected, new)
+
+    def advance_with(
+        self, volume_id: bytes, lease: Lease, expected: Anchor, new: Anchor, *, record: bytes, synced: int
+    ) -> bool:
+        def rule(state: rules.State) -> rules.State:
+            changed = rules.advance(state, lease, expected, new, now_ns=time.time_ns())
+            self._kept = [*self._kept, (new.generation, record)]
+            return changed
+
+        with self._lock:
+            self._kept = [each for each in self._kept if each[0] > synced]
+            if len(self._kept) >= self.MOST or len(record) > self.MAX_LEN:
+                return False
+            self._change("advance", volume_id, rule)
+            return True
+
+    def kept_records(self, volume_id: bytes) -> list[bytes]:
+        with self._lock:
+            self._row(volume_id)
+            return [record for _, record in self._kept]
+
+    def settle(self, volume_id: bytes) -> None:
+        with self._lock:
+            self._row(volume_id)
+            self._kept = []
+
+
+def of_snapshot(snapshot: bytes) -> MemoryCas:
+    """Return the CAS that a snapshot was taken of."""
+    return (KeepingCas if isinstance(pickle.loads(snapshot), tuple) else MemoryCas)(snapshot)
+
+
 def _nothing(_: str) -> None:
     pass

@@ -10,7 +10,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
+from fspf.cas.hot import Ring
 from fspf.core.log import Batch
+from fspf.volume.commit import Commits
+from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
 from fspf.volume.volume import Volume
 
@@ -134,6 +137,54 @@ def commit_without_drain(_: PlaneSession) -> Iterator[None]:
         yield
 
 
+# -- one sync for record and anchor: COMMIT.md 9
+
+
+def ring_overwrites_unsynced_record(_: PlaneSession) -> AbstractContextManager[Any]:
+    """Forget in the CAS's ring that the volume does not have a record yet."""
+    patch: AbstractContextManager[Any] = mock.patch.object(Ring, "settle", lambda self, _generation: self.settle_all())
+    return patch
+
+
+@contextmanager
+def log_never_synced(_: PlaneSession) -> Iterator[None]:
+    """Tell the CAS that the log is synced though it is not."""
+    with mock.patch.object(Layout, "sync_log"):
+        yield
+
+
+@contextmanager
+def records_not_kept(session: PlaneSession) -> Iterator[None]:
+    """Leave the record out of what the CAS writes."""
+    advance_with = type(session.cas).advance_with  # type: ignore[union-attr]
+
+    def without(self: Any, *arguments: Any, record: bytes, synced: int) -> bool:
+        return bool(advance_with(self, *arguments, record=record[:0], synced=synced))
+
+    with mock.patch.object(type(session.cas), "advance_with", without):
+        yield
+
+
+@contextmanager
+def lease_ends_before_the_log_is_synced(_: PlaneSession) -> Iterator[None]:
+    """Give the lease back, and the CAS's records with it, though the volume lacks some."""
+
+    def release(self: Any) -> None:
+        if self._keeper is not None:
+            self._keeper.settle(self._volume_id)
+        self._cas.release(self._volume_id, self._lease)
+
+    with mock.patch.object(Commits, "release", release):
+        yield
+
+
+KEPT_SABOTAGES: Final[dict[str, tuple[str, str]]] = {  # what to see them with: a workload and a CAS
+    "ring_overwrites_unsynced_record": ("plane_fsyncs", "embedded"),
+    "log_never_synced": ("plane_fsyncs", "keeping"),
+    "records_not_kept": ("plane_fsyncs", "embedded"),
+    "lease_ends_before_the_log_is_synced": ("plane_fsyncs", "embedded"),
+}
+
 PLANE_SABOTAGES: Final[dict[str, Callable[[PlaneSession], AbstractContextManager[Any]]]] = {
     each.__name__: each
     for each in (
@@ -144,5 +195,9 @@ PLANE_SABOTAGES: Final[dict[str, Callable[[PlaneSession], AbstractContextManager
         names_are_late,
         fsync_without_content,
         commit_without_drain,
+        ring_overwrites_unsynced_record,
+        log_never_synced,
+        records_not_kept,
+        lease_ends_before_the_log_is_synced,
     )
 }

@@ -10,31 +10,52 @@ from __future__ import annotations
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
+from fspf.cas import hot
+from fspf.cas.embedded import EmbeddedCas
+from fspf.core.errors import FspfError
 from fspf.core.freshness import Freshness
 from fspf.volume.commit import Commits, Prepared
 from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
 from fspf.volume.volume import Volume
-from tests.fault.memcas import MemoryCas
+from tests.fault.memcas import KeepingCas, MemoryCas
 from tests.fault.plane_model import Attributes, Commit, History, Promise
 from tests.property.model import tree_in
 from tests.support.fakemount import FakeMount
 
 if TYPE_CHECKING:
-    from fspf.core.anchor import Anchor
+    from fspf.core.anchor import Anchor, Lease
     from fspf.volume.intent import Intended
     from tests.fault.workload import Result
     from tests.support.fakekernel import FakeKernel
 
+VOLUME: Final = "volume"  # its name in the traced directory
+CAS: Final = "cas"  # directory of an embedded one
 CHUNK: Final = 4096
 _PUNCH: Final = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 NAMES: Final = [b"a", b"b", b"c", b"d", b"e", b"f", b"g"]
+
+
+class BusyCas(EmbeddedCas):
+    """An embedded CAS before whose every advance something else happens."""
+
+    before: Callable[[], None] = staticmethod(lambda: None)
+
+    def advance(self, volume_id: bytes, lease: Lease, expected: Anchor, new: Anchor) -> None:
+        self.before()
+        super().advance(volume_id, lease, expected, new)
+
+    def advance_with(
+        self, volume_id: bytes, lease: Lease, expected: Anchor, new: Anchor, *, record: bytes, synced: int
+    ) -> bool:
+        self.before()
+        return super().advance_with(volume_id, lease, expected, new, record=record, synced=synced)
 
 
 class PlaneSession:
@@ -44,15 +65,21 @@ class PlaneSession:
         others: What is done within a commit, by its thread: before its state is flushed, while it syncs, before the CAS.
     """
 
-    def __init__(self, path: Path, result: Result, mark: Callable[[str], None], seed: int) -> None:
-        self.path = path
+    def __init__(self, directory: Path, result: Result, mark: Callable[[str], None], seed: int, *, cas: str) -> None:
+        self.path = directory / VOLUME
         self.result = result
         self.mark = mark
         self.random = Random(seed)
         self.history = History()
-        self.cas = MemoryCas()
-        self.cas.before, self.cas.after = self._before, self._after
-        self.result.cas.append(self.cas.snapshot())
+        self.cas: MemoryCas | BusyCas
+        if cas == "embedded":  # in the same trace: what it had not synced is lost as well
+            (directory / CAS).mkdir()
+            self.cas = BusyCas(str(directory / CAS / "cas.sqlite"), vfs="unix-excl")  # nothing mapped: traceable
+            self.cas.before = self.meanwhile
+        else:
+            self.cas = KeepingCas() if cas == "keeping" else MemoryCas()
+            self.cas.before, self.cas.after = self._before, self._after
+            self.result.cas.append(self.cas.snapshot())
         self.others: Callable[[], None] | None = None
         self.fsync_is_fsync = True  # else: sabotage, contents are not flushed
         self.mounted: FakeMount | None = None
@@ -69,6 +96,7 @@ class PlaneSession:
             self.meanwhile()
 
     def _after(self, what: str) -> None:
+        assert isinstance(self.cas, MemoryCas)
         self.result.cas.append(self.cas.snapshot())
         self.mark(f"cas {len(self.result.cas) - 1} {what}")
 
@@ -495,6 +523,32 @@ def churn(session: PlaneSession) -> None:
     session.others = None
 
 
+def fsyncs(session: PlaneSession) -> None:
+    """Small changes with an fsync each, more than a CAS keeps; root records come seldom between."""
+    session.open(interval=None, max_bytes=_QUOTA)
+    inos = [session.make(1, b"%d" % number, stat.S_IFREG | 0o600) for number in range(3)]
+    for ino in inos:
+        session.write(ino, 0, session.random.randbytes(6 * CHUNK))
+    session.commit()
+    for number in range(70):
+        ino = session.random.choice(inos)
+        session.write(
+            ino,
+            session.random.randrange(8) * CHUNK,
+            session.random.randbytes(session.random.choice((10, CHUNK, 3 * CHUNK))),
+        )
+        session.fsync(ino)
+        if number in {30, 31}:
+            session.commit()
+        if number == 45:
+            session.write(ino, 0, session.random.randbytes(12 * CHUNK))  # too large to be kept
+            session.fsync(ino)
+        if number == 50:
+            assert session.volume is not None
+            with suppress(FspfError):  # as if another command had looked after the CAS
+                session.cas.set_freshness(session.volume.header.volume_id, Freshness.strict())
+
+
 def clients(session: PlaneSession) -> None:
     """Several clients write and fsync files of their own at the same time."""
     session.open(interval=0.02, max_bytes=_QUOTA)
@@ -532,24 +586,32 @@ def clients(session: PlaneSession) -> None:
 
 
 _QUOTA: Final = 8 * 64 * CHUNK
+_RING_LEN: Final = 96 << 10  # of the embedded CAS: soon full, and cheap to look at
 
 PLANE_WORKLOADS: Final[dict[str, Callable[[PlaneSession], None]]] = {
-    f"plane_{each.__name__}": each for each in (scripted, mixed, churn, clients)
+    f"plane_{each.__name__}": each for each in (scripted, mixed, churn, fsyncs, clients)
 }
 
 
 def run_plane(
     name: str,
     seed: int,
-    path: Path,
+    directory: Path,
     result: Result,
     mark: Callable[[str], None],
     sabotage: Callable[[PlaneSession], AbstractContextManager[Any]],
+    *,
+    cas: str = "memory",
 ) -> None:
-    """Run a workload; the volume is left as it is, as if the process was killed."""
-    session = PlaneSession(path, result, mark, seed)
+    """Run a workload; the volume is left as it is, as if the process was killed.
+
+    Args:
+        cas: "memory"; "keeping" (it has records of the log, too); or "embedded", whose files lie in *directory*.
+    """
+    session = PlaneSession(directory, result, mark, seed, cas=cas)
     session.create()
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(hot, "RING_LEN", _RING_LEN))
         stack.enter_context(session.watched())
         stack.enter_context(sabotage(session))
         try:

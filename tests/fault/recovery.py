@@ -14,8 +14,9 @@ from typing import Any
 
 from fspf.core.types import ROOT_INO
 from fspf.volume.volume import Volume
-from tests.fault.memcas import MemoryCas
-from tests.fault.workload import QUOTA_BYTES, VOLUME, Result
+from tests.fault.memcas import of_snapshot
+from tests.fault.plane_workload import VOLUME
+from tests.fault.workload import QUOTA_BYTES, Result
 from tests.property.model import tree_in
 from tests.support.iotrace import mark
 
@@ -23,7 +24,7 @@ from tests.support.iotrace import mark
 def recover(directory: Path, snapshot: bytes, acknowledged: int) -> Result:
     """Recover one volume; the trees of the result are those of the generations made here."""
     result = Result()
-    cas = MemoryCas(snapshot)
+    cas = of_snapshot(snapshot)
     result.cas.append(snapshot)
     mark("cas 0 start")
     mark(f"ack {acknowledged}")

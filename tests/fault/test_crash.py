@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.explorer import Report, explore_in_processes, record_workload
-from tests.fault.plane_sabotage import PLANE_SABOTAGES
+from tests.fault.plane_sabotage import KEPT_SABOTAGES, PLANE_SABOTAGES
 from tests.fault.sabotage import SABOTAGES
 from tests.support.plugin import NIGHTLY
 
@@ -33,6 +33,16 @@ PLANE_LEVEL = [  # the same for workloads through the native data plane, whose t
     pytest.param("plane_mixed", 300, 500, 15, id="random requests, commits by the clock"),
     pytest.param("plane_churn", 300, 500, 15, id="others write, cut and flush within every commit"),
     pytest.param("plane_clients", 300, 500, 10, id="clients fsync at once"),
+]
+
+KEPT_LEVEL = [  # again, with a CAS that keeps records of the log
+    pytest.param("plane_fsyncs", "keeping", 400, id="fsyncs"),
+    pytest.param("plane_fsyncs", "embedded", 400, id="fsyncs, embedded"),
+    pytest.param("plane_scripted", "embedded", 300, id="each kind of request, embedded"),
+    pytest.param("plane_mixed", "keeping", 300, id="random requests"),
+    pytest.param("plane_mixed", "embedded", 300, id="random requests, embedded"),
+    pytest.param("plane_churn", "embedded", 300, id="others write within every commit, embedded"),
+    pytest.param("plane_clients", "embedded", 300, id="clients fsync at once, embedded"),
 ]
 
 
@@ -81,13 +91,35 @@ def test_every_crash_under_the_data_plane_leaves_what_was_promised(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["scripted", "churn", "rekeys", "plane_mixed"])
-def test_a_crash_during_recovery_leaves_a_committed_state(scratch: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "cas", "most"), KEPT_LEVEL)
+def test_every_crash_leaves_what_the_cas_has_kept(scratch: Path, name: str, cas: str, most: int) -> None:
+    """Record and anchor are one write to the CAS; either disk may lose all that it had not synced, and the other nothing."""
+    options = ["--keep", str(KEPT)]
+    if not NIGHTLY:
+        options += ["--sample", str(2 * most)]
+    report = _explore(scratch, name, 1, "strict", options, cas=cas)
+    _fail_on(report)
+    assert report.states >= most
+    assert len(report.generations) >= 10
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("name", "cas"),
+    [
+        ("scripted", "memory"),
+        ("churn", "memory"),
+        ("rekeys", "memory"),
+        ("plane_mixed", "memory"),
+        ("plane_fsyncs", "keeping"),
+    ],
+)
+def test_a_crash_during_recovery_leaves_a_committed_state(scratch: Path, name: str, cas: str) -> None:
     """Killed processes leave unsynced writes that a power cut during the next process's recovery may yet lose."""
     count = 60 if NIGHTLY else 10
     options = ["--only-recoveries", "--recoveries", str(count), "--recovery-states", "60", "--keep", str(KEPT)]
     options += ["--random", "3" if NIGHTLY else "1"]
-    report = _explore(scratch, name, 5, "strict", options)
+    report = _explore(scratch, name, 5, "strict", options, cas=cas)
     _fail_on(report)
     assert report.states >= 10 * count
 
@@ -108,7 +140,22 @@ def test_a_broken_commit_is_noticed(scratch: Path, broken: str) -> None:
     assert report.violations
 
 
-@pytest.mark.parametrize("broken", [*PLANE_SABOTAGES, "segments_not_synced", "root_before_sync", "freed_too_early"])
+@pytest.mark.parametrize("broken", KEPT_SABOTAGES)
+def test_a_broken_keeping_of_records_is_noticed(scratch: Path, broken: str) -> None:
+    workload, cas = KEPT_SABOTAGES[broken]
+    report = _explore(scratch, workload, 1, "strict", ["--stop-after", "1"], broken=broken, cas=cas)
+    assert report.violations
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *(name for name in PLANE_SABOTAGES if name not in KEPT_SABOTAGES),
+        "segments_not_synced",
+        "root_before_sync",
+        "freed_too_early",
+    ],
+)
 def test_a_broken_commit_under_the_data_plane_is_noticed(scratch: Path, broken: str) -> None:
     report = _explore(scratch, "plane_churn", 1, "strict", ["--stop-after", "1"], broken=broken)
     assert report.violations

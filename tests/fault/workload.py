@@ -25,14 +25,12 @@ from fspf.volume.volume import Volume
 from tests.fault import sabotage
 from tests.fault.memcas import MemoryCas
 from tests.fault.plane_sabotage import PLANE_SABOTAGES, nothing
-from tests.fault.plane_workload import PLANE_WORKLOADS, run_plane
+from tests.fault.plane_workload import CAS, PLANE_WORKLOADS, VOLUME, run_plane
 from tests.property.model import Clock, Seens
 from tests.property.pair import CHUNK, Pair, engine_clock, random_step
 from tests.support.iotrace import mark
 
 SEGMENT_SLOTS: Final = 64  # the smallest there is
-VOLUME: Final = "volume"  # its name in the traced directory
-CAS: Final = "cas"  # directory of an embedded one
 SEGMENT_BYTES: Final = SEGMENT_SLOTS * CHUNK
 QUOTA_BYTES: Final = 8 * SEGMENT_BYTES
 
@@ -349,7 +347,7 @@ def run(
     if name in PLANE_WORKLOADS:
         result = Result()
         with sabotage.by_name("" if broken in PLANE_SABOTAGES else broken):
-            run_plane(name, seed, directory / VOLUME, result, mark, PLANE_SABOTAGES.get(broken, nothing))
+            run_plane(name, seed, directory, result, mark, PLANE_SABOTAGES.get(broken, nothing), cas=cas)
         return result
     session = Session(directory, mark, freshness=freshness, seed=seed, cas=cas)
     with engine_clock(session.clock), sabotage.by_name(broken), sabotage.commits_with(session.busy_store):

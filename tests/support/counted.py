@@ -28,12 +28,16 @@ def counted(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install() -> None:
-    for name in ("fetch", "acquire", "renew", "advance", "release", "rekey"):
+    for name in ("fetch", "acquire", "renew", "advance", "advance_with", "release", "rekey"):
         setattr(EmbeddedCas, name, counted(getattr(EmbeddedCas, name)))
     original = Control.counters
 
     def counters(self: Control) -> dict[str, int]:
-        return {**original(self), **{f"cas_{name}": 0 for name in ("advance", "fetch", "renew")}, **CALLS}
+        return {
+            **original(self),
+            **{f"cas_{name}": 0 for name in ("advance", "advance_with", "fetch", "renew")},
+            **CALLS,
+        }
 
     Control.counters = counters  # type: ignore[method-assign]
 

@@ -417,9 +417,29 @@ class Disk:
             yield from state("last only", lambda change: change is last, lambda _: True)
             for how in ("begin", "end"):
                 yield from state(f"last torn: {how}", _tear_only(last, how), lambda _: True)
+        for place in sorted(
+            {_top(change) for change in pending}
+        ):  # file systems of their own, each keeps what it likes
+            yield from state(f"only {place} lost", _Within(place, kept=False), lambda _: True)
+            yield from state(f"only {place} kept", _Within(place, kept=True), lambda _: True)
         for number in range(random):
             mix = _Mixture(random_module.Random(f"{seed} {self._cut} {number}"))
             yield from state(f"mixture {number} of seed {seed}", mix.keep, mix.keep_name)
+
+
+def _top(change: _Change) -> str:
+    return change.event.path.split("/", 1)[0]
+
+
+class _Within:
+    """What is below one directory is kept, and nothing else; or the other way round."""
+
+    def __init__(self, place: str, *, kept: bool) -> None:
+        self._place = place
+        self._kept = kept
+
+    def __call__(self, change: _Change) -> bool:
+        return (_top(change) == self._place) == self._kept
 
 
 def _tear_only(torn: _Change, how: str) -> _Choice:

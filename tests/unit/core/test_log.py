@@ -256,7 +256,7 @@ def found(claimed: bytes, **changes: Any) -> tuple[list[int], str]:
         "generation": 7,
         "tag": ROOT_TAG,
     }
-    records, problem = follow(claimed, changes.pop("key", KEY), **(arguments | changes))
+    records, problem, _ = follow(claimed, changes.pop("key", KEY), **(arguments | changes))
     return [each.generation for each in records], problem
 
 
@@ -267,7 +267,7 @@ def test_a_chain_is_followed_to_its_end() -> None:
     assert found(whole + bytes(LOG_PAGE)) == ([8, 9, 10], "")
     assert found(whole.ljust(LOG_LEN, b"\0")) == ([8, 9, 10], "")
     assert found(b"") == found(bytes(LOG_LEN)) == ([], "")
-    records, _ = follow(
+    records, _, _ = follow(
         whole, KEY, key_version=1, header_bytes=HEADER, volume_id=VOLUME_ID, epoch=EPOCH, generation=7, tag=ROOT_TAG
     )
     assert [each.tag for each in records] == tags
