@@ -23,6 +23,7 @@ SOURCE = REPO / "tests" / "support" / "iocount.c"
 OPTIONS = "noatime,commit=3600,nouring,nospin"  # nothing happens by itself
 UNTIMED = {"forget", "batch_forget", "interrupt"}  # come when the kernel likes
 FILES = 100
+BUSY_AFTER = 5  # fsyncs, with which the CAS begins to keep records
 
 Costs = dict[str, int]
 
@@ -190,6 +191,8 @@ def costs(scratch_root: Path) -> Iterator[dict[str, tuple[Costs, Costs]]]:
             for name, action in SEQUENCES.items():
                 site.remount()
                 cold[name] = site.cost(lambda mnt, action=action: action(mnt, 0))  # type: ignore[misc]
+            for _ in range(BUSY_AFTER):
+                append(site.mountpoint, 1)
             warm: dict[str, Costs] = {}
             for name, action in SEQUENCES.items():
                 action(site.mountpoint, 1)
@@ -246,7 +249,7 @@ EXPECTED: dict[str, tuple[Costs, Costs]] = {
             "syncs": 2,
             "cas": 1,
         },
-        {"setattr": 1, "write": 1, "fsync": 1, "python": 1, "reads": 1, "writes": 2, "syncs": 2, "cas": 1},
+        {"setattr": 1, "write": 1, "fsync": 1, "python": 1, "writes": 1, "cas": 1},
     ),
     "overwrite, fsync": (
         {
@@ -263,7 +266,7 @@ EXPECTED: dict[str, tuple[Costs, Costs]] = {
             "syncs": 2,
             "cas": 1,
         },
-        {"setattr": 1, "write": 1, "fsync": 1, "python": 1, "writes": 1, "syncs": 1, "cas": 1},
+        {"setattr": 1, "write": 1, "fsync": 1, "python": 1, "writes": 1, "cas": 1},
     ),
     "mmap, msync": (
         {

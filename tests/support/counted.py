@@ -18,11 +18,13 @@ CALLS: Counter[str] = Counter()
 
 
 def counted(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Count calls of a method by its name."""
+    """Count calls of a method by its name, but for those that say that they did nothing."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        CALLS[f"cas_{method.__name__}"] += 1
-        return method(*args, **kwargs)
+        result = method(*args, **kwargs)
+        if result is not False:
+            CALLS[f"cas_{method.__name__}"] += 1
+        return result
 
     return call
 
