@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import leftovers, skips
 
-LEVELS: Final = ("unit", "property", "native", "tamper", "fault", "e2e", "posix", "real")
+LEVELS: Final = ("unit", "property", "native", "tamper", "fault", "cas", "e2e", "posix", "real")
 CI: Final = os.environ.get("CI", "") not in {"", "0", "false"}
 NIGHTLY: Final = os.environ.get("FSPF_NIGHTLY", "") not in {"", "0"}
 REPORT_ENV: Final = "FSPF_TEST_REPORT"  # where tools/test wants the numbers of one level
