@@ -45,17 +45,18 @@ class Tpm:
             context = str(scratch / "ak")
             self._tool("createprimary", "-Q", "-C", "e", "-g", "sha256", "-G", "ecc256:ecdsa-sha256:null", "-a", _ATTRIBUTES, "-c", context)  # fmt: skip
             self._tool("evictcontrol", "-Q", "-C", "o", "-c", context, self.ak)
-            self._tool("flushcontext", "-t", check=False)  # with a resource manager there is nothing to flush
+            self._flush()
 
     def ak_public(self) -> bytes:
         """Return the TPM2B_PUBLIC of the attestation key."""
         with _scratch() as scratch:
             self._tool("readpublic", "-Q", "-c", self.ak, "-f", "tss", "-o", str(scratch / "public"))
+            self._flush()
             return (scratch / "public").read_bytes()
 
     def ak_id(self) -> str:
         """Return the key id of the attestation key, as a policy names it."""
-        return key_id(spki_of(tpm.parse_public(self.ak_public())[0]))
+        return key_id(spki_of(tpm.parse_public(self.ak_public()).key))
 
     def quote(self, binding: bytes, pcrs: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Return evidence of the values of registers, for this challenge.
@@ -66,24 +67,33 @@ class Tpm:
 
         Raises:
             UsageError: The tools are missing, or the TPM refuses.
+            AttestationError: The key is none that a verifier would believe.
         """
         chosen = {bank: sorted(set(numbers)) for bank, numbers in pcrs.items() if numbers}
         if not chosen or any(bank not in _SIZES for bank in chosen):
             raise UsageError(f"registers of the banks {', '.join(_SIZES)} are expected")
         selection = "+".join(f"{bank}:{','.join(map(str, numbers))}" for bank, numbers in chosen.items())
+        public = self.ak_public()
+        scheme, hash_name = tpm.parse_public(public).scheme or (None, "sha256")
+        how = ["-g", hash_name, *(["--scheme", scheme.lower()] if scheme else [])]
         with _scratch() as scratch:
             attest, signature, values = scratch / "attest", scratch / "signature", scratch / "values"
             self._tool(
                 "quote", "-Q", "-c", self.ak, "-l", selection, "-q", binding.hex(), "-m", str(attest), "-s", str(signature),
-                "-o", str(values), "-F", "values",
+                "-o", str(values), "-F", "values", *how,
             )  # fmt: skip
+            self._flush()
             return {
                 "type": tpm.KIND,
-                "public": _b64(self.ak_public()),
+                "public": _b64(public),
                 "attest": _b64(attest.read_bytes()),
                 "signature": _b64(signature.read_bytes()),
                 "pcrs": _split(values.read_bytes(), chosen),
             }
+
+    def _flush(self) -> None:
+        """Give back the places of keys that the tools loaded: without a resource manager they stay, and there are three."""
+        self._tool("flushcontext", "-t", check=False)
 
     def _tool(self, name: str, *arguments: str, check: bool = True) -> bytes:
         try:

@@ -72,6 +72,15 @@ class Signature:
     s: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Public:
+    """The public part of an attestation key, as whoever sent it describes it."""
+
+    key: PublicKey
+    name: bytes  # by which the TPM knows it: hash algorithm, and the hash of the public area
+    scheme: tuple[str, str] | None  # scheme and hash, if it signs with one only
+
+
 def verify(fields: Fields, binding: bytes, trust: Trust) -> Claims:
     """Check a quote with the public key that came with it.
 
@@ -79,7 +88,8 @@ def verify(fields: Fields, binding: bytes, trust: Trust) -> Claims:
         AttestationError: It is not that key's statement about this challenge and these register values.
     """
     fields.only("public", "attest", "signature", "pcrs")
-    key, name = parse_public(fields.data("public"))
+    public = parse_public(fields.data("public"))
+    key = public.key
     raw = fields.data("attest")
     signature = parse_signature(fields.data("signature"))
     _check_signature(key, signature, raw)
@@ -99,7 +109,7 @@ def verify(fields: Fields, binding: bytes, trust: Trust) -> Claims:
     values: dict[str, Any] = {
         "ak": ak,
         "ak_known": ak in trust.aks,
-        "ak_name": name.hex(),
+        "ak_name": public.name.hex(),
         "pcrs": registers,
         "reset_count": attest.reset_count,
         "restart_count": attest.restart_count,
@@ -162,8 +172,8 @@ def parse_signature(raw: bytes) -> Signature:
     return signature
 
 
-def parse_public(raw: bytes) -> tuple[PublicKey, bytes]:
-    """Return key and name of a TPM2B_PUBLIC, which must say that its key signs only what the TPM made.
+def parse_public(raw: bytes) -> Public:
+    """Take a TPM2B_PUBLIC apart, which must say that its key signs only what the TPM made.
 
     Raises:
         AttestationError: It is malformed, of another type, or says something else.
@@ -185,8 +195,12 @@ def parse_public(raw: bytes) -> tuple[PublicKey, bytes]:
     reader.sized(2, "policy")
     if reader.big(2, "symmetric algorithm") != _NULL:
         raise AttestationError(factor, "a signing key without a symmetric algorithm is expected")
-    if reader.big(2, "scheme") != _NULL:
-        reader.take(2, "hash of the scheme")
+    number = reader.big(2, "scheme")
+    scheme = None
+    if number != _NULL:
+        if number not in _SCHEMES:
+            raise AttestationError(factor, f"one of {', '.join(_SCHEMES.values())} is expected, seen {number:#x}")
+        scheme = _SCHEMES[number], _hash_name(reader.big(2, "hash of the scheme"), factor)
     if kind == _RSA:
         key = _read_rsa(reader, factor)
     elif kind == _ECC:
@@ -194,7 +208,7 @@ def parse_public(raw: bytes) -> tuple[PublicKey, bytes]:
     else:
         raise AttestationError(factor, f"an RSA or ECC key is expected, seen type {kind:#x}")
     reader.end("the public area")
-    return key, name_number.to_bytes(2, "big") + hashlib.new(name_hash, area).digest()
+    return Public(key, name_number.to_bytes(2, "big") + hashlib.new(name_hash, area).digest(), scheme)
 
 
 def _read_rsa(reader: Reader, factor: str) -> PublicKey:
