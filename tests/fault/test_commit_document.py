@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.plane_sabotage import PLANE_SABOTAGES
+from tests.fault.plane_sabotage import KEPT_SABOTAGES, PLANE_SABOTAGES
 from tests.fault.sabotage import SABOTAGES
 from tests.fault.workload import WORKLOADS
 
@@ -70,4 +70,5 @@ def test_sabotages_and_workloads_in_the_document_exist() -> None:
         "names_are_late",
         "commit_without_drain",
     } <= named & PLANE_SABOTAGES.keys()
+    assert named >= KEPT_SABOTAGES.keys()
     assert "rekeys" in named & WORKLOADS.keys()
