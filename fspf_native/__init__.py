@@ -39,6 +39,16 @@ Drained = tuple[
     int,
     list[int],
 ]
+LaneEnd = tuple[
+    tuple[
+        int, int, int, bytes, int, int, bytes, int, int, int
+    ],  # outcome, errno, generation, tag, end of the log, anchor's
+    # generation and tag, generation up to which the log was synced, records written, when the CAS was reached
+    tuple[
+        int, int, int, int, list[tuple[int, int, int]]
+    ],  # of the ring: version, end of the lease, end, newest, records kept
+    list[int],  # inodes whose contents are in records
+]
 Captured = tuple[int, int | None, tuple[int | bytes, ...]]
 
 __all__ = [
@@ -51,6 +61,7 @@ __all__ = [
     "ContentRoot",
     "Drained",
     "InodeRow",
+    "LaneEnd",
     "Relay",
     "SecretKey",
     "Store",

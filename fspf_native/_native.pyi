@@ -207,6 +207,16 @@ Drained = tuple[
     int,
     list[int],
 ]
+LaneEnd = tuple[
+    tuple[
+        int, int, int, bytes, int, int, bytes, int, int, int
+    ],  # outcome, errno, generation, tag, end of the log, anchor's
+    # generation and tag, generation up to which the log was synced, records written, when the CAS was reached
+    tuple[
+        int, int, int, int, list[tuple[int, int, int]]
+    ],  # of the ring: version, end of the lease, end, newest, records kept
+    list[int],  # inodes whose contents are in records
+]
 Captured = tuple[int, int | None, tuple[int | bytes, ...]]
 
 @final
@@ -264,13 +274,23 @@ class Relay:
     def set_blocked(self, errno: int, /) -> None:
         """Answer every change with this errno; 0: none."""
     def set_no_space(self, flag: bool, /) -> None: ...
-    def drain(self) -> Drained: ...
+    def drain(self) -> tuple[list[Drained], Drained]:
+        """Take all that the database does not have; first what a record of the intent log has already, oldest first."""
     def wait_dirty(self, count: int, seconds: float, /) -> bool: ...
     def flush_all(self) -> int:
         """Seal all contents; the errno of the first failure, or 0."""
     def flush_these(self, inos: list[int], /) -> int:
         """Seal these contents; the errno of the first failure, or 0."""
-    def take_log(self, inos: list[int], /) -> tuple[Drained, list[tuple[int, Captured]], bool]:
+    @property
+    def lane_contact_ns(self) -> int:
+        """When the lane last reached the CAS, by CLOCK_BOOTTIME."""
+    def lane_lend(self, log: tuple[object, ...], ring: tuple[object, ...], /) -> bool:
+        """Let fsyncs write records by themselves. log: `fspf.volume.mirror.LentLog`; ring: `fspf.core.anchor.LentRing`. False: it cannot."""
+    def lane_pause(self) -> None:
+        """Let none of them take anything any more; what was taken is written."""
+    def lane_take_back(self) -> LaneEnd | None:
+        """Wait for what is under way; None: nothing was lent."""
+    def take_log(self, inos: list[int], /) -> tuple[list[Drained], Drained, list[tuple[int, Captured]], bool]:
         """Take what a record of the intent log is to hold, as of one instant: what `drain` gives, and what was written to
         these contents since the last flush or call. False: one of them has changed too much and must be flushed."""
     def relieve(self, dirty_bytes: int, /) -> None:

@@ -616,6 +616,20 @@ static PyObject *drained_to_python(const drained *d)
     return result;
 }
 
+/* What the intent log has already, oldest first. */
+static PyObject *recorded_to_python(const drained *d)
+{
+    PyObject *list = PyList_New(0);
+    for (const drained *each = d->next; list != NULL && each != NULL; each = each->next) {
+        PyObject *item = drained_to_python(each);
+        if (item == NULL || PyList_Append(list, item) != 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
 static PyObject *relay_drain(PyObject *self, PyObject *ignored)
 {
     drained d;
@@ -627,7 +641,11 @@ static PyObject *relay_drain(PyObject *self, PyObject *ignored)
     if (result != 0) {
         return PyErr_NoMemory();
     }
-    PyObject *answer = drained_to_python(&d);
+    PyObject *recorded = recorded_to_python(&d);
+    PyObject *rows = recorded == NULL ? NULL : drained_to_python(&d);
+    PyObject *answer = rows == NULL ? NULL : Py_BuildValue("(OO)", recorded, rows);
+    Py_XDECREF(recorded);
+    Py_XDECREF(rows);
     drained_clear(&d);
     return answer;
 }
@@ -636,7 +654,7 @@ static PyObject *relay_pending(PyObject *self, void *closure)
 {
     (void)closure;
     const meta *m = &relay_of(self)->meta;
-    return PyLong_FromSize_t(m->dirty_count + (m->bytes_delta != 0));
+    return PyLong_FromSize_t(m->dirty_count + (m->bytes_delta != 0) + m->recorded_rows);
 }
 
 static PyObject *relay_changed_contents(PyObject *self, void *closure)
@@ -671,10 +689,10 @@ static PyObject *relay_wait_dirty(PyObject *self, PyObject *const *args, Py_ssiz
     until.tv_sec = end / 1000000000;
     until.tv_nsec = end % 1000000000;
     pthread_mutex_lock(&m->lock);
-    if (m->dirty_count < count) {
+    if (m->dirty_count + m->recorded_rows < count) {
         (void)pthread_cond_timedwait(&m->much, &m->lock, &until);
     }
-    enough = m->dirty_count >= count;
+    enough = m->dirty_count + m->recorded_rows >= count;
     pthread_mutex_unlock(&m->lock);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(enough);
@@ -774,11 +792,13 @@ static PyObject *relay_take_log(PyObject *self, PyObject *sequence)
     if (result != 0) {
         (void)PyErr_NoMemory();
     } else {
-        PyObject *drained = drained_to_python(&rows);
+        PyObject *recorded = recorded_to_python(&rows);
+        PyObject *drained = recorded == NULL ? NULL : drained_to_python(&rows);
         PyObject *list = drained == NULL ? NULL : pieces_to_python(pieces, piece_count, r->chunk_size);
         if (list != NULL) {
-            answer = Py_BuildValue("(OOO)", drained, list, complete ? Py_True : Py_False);
+            answer = Py_BuildValue("(OOOO)", recorded, drained, list, complete ? Py_True : Py_False);
         }
+        Py_XDECREF(recorded);
         Py_XDECREF(list);
         Py_XDECREF(drained);
     }
@@ -789,6 +809,144 @@ static PyObject *relay_take_log(PyObject *self, PyObject *sequence)
     free(pieces);
     free(inos);
     return answer;
+}
+
+/* ---- the lane ---- */
+
+/* 0, or -1 with an exception. */
+static int kept_from_python(PyObject *list, lane_kept *kept, size_t *count)
+{
+    Py_ssize_t size = PyList_Check(list) ? PyList_Size(list) : -1;
+    if (size < 0 || size > (Py_ssize_t)LANE_MOST_KEPT) {
+        PyErr_SetString(PyExc_ValueError, "lane_lend: a list of at most 256 records is expected");
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < size; i++) {
+        unsigned long long generation;
+        unsigned long long version;
+        unsigned long long place;
+        if (!PyArg_ParseTuple(PyList_GetItem(list, i), "KKK", &generation, &version, &place)) {
+            return -1;
+        }
+        kept[i] = (lane_kept){generation, version, place};
+    }
+    *count = (size_t)size;
+    return 0;
+}
+
+static PyObject *relay_lane_lend(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    relay *r = relay_of(self);
+    module_state *state = ((RelayObject *)self)->state;
+    PyObject *log_key = NULL;
+    PyObject *state_key = NULL;
+    PyObject *list = NULL;
+    unsigned int key_version;
+    unsigned int epoch;
+    const char *volume_id, *header, *tag, *aad, *before, *between, *after, *database;
+    Py_ssize_t id_len, header_len, tag_len, aad_len, before_len, between_len, after_len;
+    int log_fd;
+    int hot_fd;
+    unsigned long long log_end, log_len, generation, silence_ns, contact_ns;
+    unsigned long long ring_len, end, changes, version, lease_ns, expires_ns, device, number;
+    long long newest;
+    if (check_arity("lane_lend", nargs, 2, 2) != 0 ||
+        !PyArg_ParseTuple(args[0], "OIIy#y#iKKKy#KK:lane_lend", &log_key, &key_version, &epoch, &volume_id, &id_len,
+                          &header, &header_len, &log_fd, &log_end, &log_len, &generation, &tag, &tag_len, &silence_ns,
+                          &contact_ns) ||
+        !PyArg_ParseTuple(args[1], "iKKLOKKOy#y#y#y#KKyKK:lane_lend", &hot_fd, &ring_len, &end, &newest, &list,
+                          &changes, &version, &state_key, &aad, &aad_len, &before, &before_len, &between, &between_len,
+                          &after, &after_len, &lease_ns, &expires_ns, &database, &device, &number)) {
+        return NULL;
+    }
+    const uint8_t *log_secret = secret_bytes(state, log_key);
+    const uint8_t *state_secret = log_secret == NULL ? NULL : secret_bytes(state, state_key);
+    lane_kept kept[LANE_MOST_KEPT];
+    size_t count = 0;
+    if (state_secret == NULL || kept_from_python(list, kept, &count) != 0) {
+        return NULL;
+    }
+    if (id_len != 16 || header_len != (Py_ssize_t)HEADER_BYTES || tag_len != (Py_ssize_t)TAG_LEN) {
+        PyErr_SetString(PyExc_ValueError, "lane_lend: a volume id, a header and a tag are expected");
+        return NULL;
+    }
+    lane_orders orders = {
+        .log_key = log_secret, .key_version = key_version, .epoch = epoch, .volume_id = (const uint8_t *)volume_id,
+        .header = (const uint8_t *)header, .log_fd = log_fd, .log_end = log_end, .log_len = log_len,
+        .generation = generation, .tag = (const uint8_t *)tag, .silence_ns = silence_ns, .contact_ns = contact_ns,
+        .hot_fd = hot_fd, .ring_len = ring_len, .end = end, .changes = changes, .version = version, .newest = newest,
+        .kept = kept, .kept_count = count, .state_key = state_secret, .aad = (const uint8_t *)aad,
+        .before = (const uint8_t *)before, .between = (const uint8_t *)between, .after = (const uint8_t *)after,
+        .aad_len = (size_t)aad_len, .before_len = (size_t)before_len, .between_len = (size_t)between_len,
+        .after_len = (size_t)after_len, .lease_ns = lease_ns, .expires_ns = expires_ns, .database = database,
+        .device = device, .inode = number,
+    };
+    return PyBool_FromLong(lane_lend(&r->lane, &orders) == 0);
+}
+
+static PyObject *relay_lane_pause(PyObject *self, PyObject *ignored)
+{
+    relay *r = relay_of(self);
+    (void)ignored;
+    if (atomic_load(&r->lane.armed)) {
+        Py_BEGIN_ALLOW_THREADS
+        pthread_rwlock_wrlock(&r->meta.gate);
+        lane_pause_gate_held(&r->lane);
+        pthread_rwlock_unlock(&r->meta.gate);
+        Py_END_ALLOW_THREADS
+    }
+    return Py_NewRef(Py_None);
+}
+
+static PyObject *lane_end_to_python(const lane_end *end)
+{
+    PyObject *kept = PyList_New((Py_ssize_t)end->kept_count);
+    PyObject *inos = PyList_New((Py_ssize_t)end->ino_count);
+    int failed = kept == NULL || inos == NULL;
+    for (size_t i = 0; i < end->kept_count && !failed; i++) {
+        failed = set_item(kept, i, Py_BuildValue("(KKK)", (unsigned long long)end->kept[i].generation,
+                                                 (unsigned long long)end->kept[i].version,
+                                                 (unsigned long long)end->kept[i].place));
+    }
+    for (size_t i = 0; i < end->ino_count && !failed; i++) {
+        failed = set_item(inos, i, PyLong_FromUnsignedLongLong(end->inos[i]));
+    }
+    PyObject *result = NULL;
+    if (!failed) {
+        result = Py_BuildValue("((iiKy#KKy#KKK)(KKKLO)O)", (int)end->outcome, end->os_errno,
+                               (unsigned long long)end->generation, end->tag, (Py_ssize_t)TAG_LEN,
+                               (unsigned long long)end->log_end, (unsigned long long)end->anchor_generation,
+                               end->anchor_tag, (Py_ssize_t)TAG_LEN, (unsigned long long)end->synced,
+                               (unsigned long long)end->count, (unsigned long long)end->contact_ns,
+                               (unsigned long long)end->version, (unsigned long long)end->expires_ns,
+                               (unsigned long long)end->end, (long long)end->newest, kept, inos);
+    }
+    Py_XDECREF(kept);
+    Py_XDECREF(inos);
+    return result;
+}
+
+static PyObject *relay_lane_take_back(PyObject *self, PyObject *ignored)
+{
+    lane_end *end = calloc(1, sizeof *end);
+    bool lent;
+    (void)ignored;
+    if (end == NULL) {
+        return PyErr_NoMemory();
+    }
+    Py_BEGIN_ALLOW_THREADS
+    lent = lane_take_back(&relay_of(self)->lane, end);
+    Py_END_ALLOW_THREADS
+    PyObject *result = lent ? lane_end_to_python(end) : Py_NewRef(Py_None);
+    free(end->inos);
+    free(end);
+    return result;
+}
+
+static PyObject *relay_lane_contact(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLongLong(relay_of(self)->lane.contact_ns);
 }
 
 static int add_count(PyObject *dict, const char *prefix, const char *name, uint64_t value)
@@ -870,6 +1028,9 @@ static PyMethodDef relay_methods[] = {
     PLAIN("flush_all", relay_flush_all, "flush_all($self, /)\n--\n\nSeal all contents; errno of the first failure or 0."),
     ONE("flush_these", relay_flush_these, "flush_these($self, inos, /)\n--\n\nSeal these contents; errno or 0."),
     ONE("take_log", relay_take_log, "take_log($self, inos, /)\n--\n\n(drained, [(ino, captured), ...], complete)"),
+    METHOD("lane_lend", relay_lane_lend, "lane_lend($self, log, ring, /)\n--\n\nLet fsyncs write records by themselves; False: no."),
+    PLAIN("lane_pause", relay_lane_pause, "lane_pause($self, /)\n--\n\nLet none take anything any more."),
+    PLAIN("lane_take_back", relay_lane_take_back, "lane_take_back($self, /)\n--\n\nWhat has become of what was lent."),
     ONE("relieve", relay_relieve, "relieve($self, bytes, /)\n--\n\n"),
     PLAIN("stats", relay_stats_py, "stats($self, /)\n--\n\n"),
     {0},
@@ -878,6 +1039,7 @@ static PyMethodDef relay_methods[] = {
 static PyGetSetDef relay_attributes[] = {
     {"pending", relay_pending, NULL, "Rows and names that the database does not have.", NULL},
     {"changed_contents", relay_changed_contents, NULL, "Contents that may be ahead of their roots.", NULL},
+    {"lane_contact_ns", relay_lane_contact, NULL, "When the lane last reached the CAS, by CLOCK_BOOTTIME.", NULL},
     {"wake_fd", relay_wake_fd, NULL, "Becomes readable when the kernel's side has ended.", NULL},
     {0},
 };

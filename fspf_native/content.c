@@ -177,6 +177,76 @@ int content_take_log(relay *r, const uint64_t *inos, size_t count, log_piece *pi
     return result;
 }
 
+static bool all_capturable(relay *r, const uint64_t *inos, size_t count)
+{
+    bool little = true;
+    for (size_t i = 0; i < count && little; i++) {
+        inode *node = pin_inode(r, inos[i]);
+        if (node != NULL) {
+            pthread_mutex_lock(&r->meta.lock);
+            tree *t = node->changed && !node->gone ? node->tree : NULL;
+            pthread_mutex_unlock(&r->meta.lock);
+            little = t == NULL || tree_capturable(t);
+            unpin_inode(r, node);
+        }
+    }
+    return little;
+}
+
+static taking take_pieces_gate_held(relay *r, const uint64_t *inos, size_t count, log_piece *pieces, size_t *piece_count)
+{
+    for (size_t i = 0; i < count; i++) {
+        inode *node = pin_inode(r, inos[i]);
+        if (node == NULL) {
+            continue;
+        }
+        bool empty = true;
+        log_piece *piece = &pieces[*piece_count];
+        memset(piece, 0, sizeof *piece);
+        bool complete = take_piece(r, node, piece, &empty);
+        unpin_inode(r, node);
+        if (empty) {
+            captured_clear(&piece->what);
+        } else {
+            (*piece_count)++;
+        }
+        if (!complete) {
+            return TAKE_LOST; /* also to what was taken before it */
+        }
+    }
+    return TAKE_ALL;
+}
+
+taking content_take_for_lane(relay *r, const uint64_t *inos, size_t count, log_piece *pieces, size_t *piece_count,
+                             bool *has_rows)
+{
+    meta *m = &r->meta;
+    *piece_count = 0;
+    *has_rows = false;
+    pthread_rwlock_wrlock(&m->gate);
+    taking result = TAKE_NOTHING;
+    if (lane_may_take(&r->lane) && meta_is_little_gate_held(m, LANE_MOST_ROWS) &&
+        m->recorded_rows <= LANE_MOST_RECORDED && all_capturable(r, inos, count)) {
+        result = take_pieces_gate_held(r, inos, count, pieces, piece_count);
+    }
+    const drained *rows = NULL;
+    if (result == TAKE_ALL) { /* encoded within the gate: the next drain owns them */
+        int taken = meta_take_recorded_gate_held(m, &rows);
+        *has_rows = rows != NULL;
+        if (taken != 0 || (rows != NULL && !lane_encode_rows(&r->lane, rows))) {
+            result = TAKE_LOST;
+        }
+    }
+    pthread_rwlock_unlock(&m->gate);
+    for (size_t i = 0; i < count; i++) { /* deleting needs the gate */
+        inode *node = pin_inode(r, inos[i]);
+        if (node != NULL) {
+            node_put(r, node);
+        }
+    }
+    return result;
+}
+
 /* The first content that changed, after `at` that could not be flushed; one that is being flushed only with `wait`. */
 static inode *pin_next_changed(relay *r, size_t at, bool wait)
 {

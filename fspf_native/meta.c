@@ -73,6 +73,13 @@ void meta_destroy(meta *m)
     free(m->buckets);
     free(m->removed);
     free(m->deleted);
+    for (drained *each = m->recorded_first, *next; each != NULL; each = next) {
+        next = each->next;
+        each->next = NULL;
+        drained_clear(each);
+        free(each);
+    }
+    m->recorded_first = m->recorded_last = NULL;
     m->buckets = NULL;
     (void)pthread_mutex_destroy(&m->lock);
     (void)pthread_rwlock_destroy(&m->gate);

@@ -110,6 +110,8 @@ typedef struct meta {
     _Atomic int64_t bytes_delta; /* the same; read without the lock, too */
     _Atomic int blocked; /* errno for every change, 0 = none */
     _Atomic bool no_space;
+    struct drained *recorded_first, *recorded_last; /* what only the intent log has, oldest first: see meta_take_recorded */
+    _Atomic size_t recorded_rows;
     uint64_t evictions;
 } meta;
 
@@ -170,7 +172,8 @@ typedef struct {
     size_t at; /* of the name in `text` */
 } drained_name;
 
-typedef struct {
+typedef struct drained {
+    struct drained *next; /* of a list that the intent log has already: all of it is older than this */
     drained_inode *inodes;
     drained_name *names;
     name_key *removed;
@@ -182,10 +185,16 @@ typedef struct {
 } drained;
 
 /* Take everything that the database does not have, as of one instant, and mark the store's frees so far as belonging
- * to it. -1 when out of memory: nothing was taken. */
+ * to it; out->next is to be applied first. -1 when out of memory: nothing was taken. */
 int meta_drain(meta *m, drained *out);
 /* The same for a caller that has `gate` for writing. */
 int meta_drain_gate_held(meta *m, drained *out);
+/* Take it for the intent log: it is kept, for the next drain to begin with. *out is NULL if there is nothing, and may be
+ * used while the caller has `gate` for writing. -1 when out of memory: nothing was taken. */
+int meta_take_recorded_gate_held(meta *m, const drained **out);
+/* Are there at most so many rows and names to take, and no new content root among them? The same. */
+bool meta_is_little_gate_held(meta *m, size_t most);
+size_t drained_rows(const drained *d);
 void drained_clear(drained *d);
 
 #endif

@@ -3,8 +3,20 @@
 
 #include <stdlib.h>
 
+static void clear_list(drained *d)
+{
+    while (d != NULL) {
+        drained *next = d->next;
+        d->next = NULL;
+        drained_clear(d);
+        free(d);
+        d = next;
+    }
+}
+
 void drained_clear(drained *d)
 {
+    clear_list(d->next);
     for (size_t i = 0; i < d->inode_count; i++) {
         free(d->inodes[i].target);
     }
@@ -118,12 +130,63 @@ int meta_drain_gate_held(meta *m, drained *out)
     out->next_cookie = m->next_cookie;
     if (result == 0) {
         store_commit_mark(m->st);
+        out->next = m->recorded_first;
+        m->recorded_first = m->recorded_last = NULL;
+        m->recorded_rows = 0;
     }
     pthread_mutex_unlock(&m->lock);
     if (result != 0) {
         drained_clear(out);
     }
     return result;
+}
+
+size_t drained_rows(const drained *d)
+{
+    return d->inode_count + d->name_count + d->removed_count + d->deleted_count;
+}
+
+int meta_take_recorded_gate_held(meta *m, const drained **out)
+{
+    int result = -1;
+    drained *taken = calloc(1, sizeof *taken);
+    *out = NULL;
+    if (taken == NULL) {
+        return -1;
+    }
+    pthread_mutex_lock(&m->lock);
+    if (take_lock_held(m, taken) == 0) { /* frees are not marked: the next drain does it for this, too */
+        result = 0;
+        taken->next_ino = m->next_ino;
+        taken->next_cookie = m->next_cookie;
+        if (drained_rows(taken) > 0 || taken->files_delta != 0 || taken->bytes_delta != 0) {
+            if (m->recorded_last != NULL) {
+                m->recorded_last->next = taken;
+            } else {
+                m->recorded_first = taken;
+            }
+            m->recorded_last = taken;
+            m->recorded_rows += drained_rows(taken) + 1;
+            *out = taken;
+        }
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (*out == NULL) {
+        drained_clear(taken);
+        free(taken);
+    }
+    return result;
+}
+
+bool meta_is_little_gate_held(meta *m, size_t most)
+{
+    pthread_mutex_lock(&m->lock);
+    bool little = m->dirty_count <= most;
+    for (const inode *node = m->dirty_first; little && node != NULL; node = node->dirty_next) {
+        little = !node->reflushed;
+    }
+    pthread_mutex_unlock(&m->lock);
+    return little;
 }
 
 int meta_drain(meta *m, drained *out)

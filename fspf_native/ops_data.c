@@ -169,7 +169,10 @@ int op_fsync(request *req)
         result = content_prepare_log(r, node);
     }
     node_put(req->r, node);
-    return result != 0 ? result : -r->up.fsync(r->up.context, req->in->nodeid, (in.fsync_flags & 1) != 0);
+    if (result != 0 || lane_fsync(r, req->in->nodeid)) {
+        return result;
+    }
+    return -r->up.fsync(r->up.context, req->in->nodeid, (in.fsync_flags & 1) != 0);
 }
 
 int op_flush(request *req)
@@ -438,5 +441,5 @@ int op_release(request *req)
 int op_fsyncdir(request *req)
 {
     relay *r = req->r;
-    return r->options.read_only ? 0 : -r->up.fsync(r->up.context, 0, false);
+    return r->options.read_only || lane_fsync(r, 0) ? 0 : -r->up.fsync(r->up.context, 0, false);
 }

@@ -631,6 +631,7 @@ fspf_status relay_new(store *st, int device, int control, size_t limit, const re
     (void)pthread_cond_init(&r->unpark, NULL);
     (void)pthread_cond_init(&r->pool_work, NULL);
     (void)pthread_mutex_init(&r->pool_lock, NULL);
+    lane_init(&r->lane);
     store_commit_marking(st, true);
     *out = r;
     return ST_OK;
@@ -709,6 +710,7 @@ void relay_free(relay *r)
         return;
     }
     relay_stop(r);
+    lane_free(&r->lane);
     meta_destroy(&r->meta);
     map64_clear(&r->slow);
     (void)close(r->wake);

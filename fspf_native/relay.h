@@ -5,6 +5,7 @@
 #define FSPF_RELAY_H
 
 #include "fuse_wire.h"
+#include "lane.h"
 #include "meta.h"
 #include "spin.h"
 
@@ -18,8 +19,6 @@
 /* What a handler may return instead of 0 (reply with `out`) or -errno. */
 #define PASS 1     /* to the control plane, as it came */
 #define NO_REPLY 2
-
-typedef struct relay relay;
 
 /* Called on the relay's threads with no lock held. They return 0 or an errno. */
 typedef struct {
@@ -83,6 +82,7 @@ typedef struct {
 
 struct relay {
     meta meta;
+    lane lane;
     store *st;
     upcalls up;
     relay_options options;
@@ -193,6 +193,14 @@ typedef struct {
  * contents is lost to the log, and flushing them makes up for it. */
 int content_take_log(relay *r, const uint64_t *inos, size_t count, log_piece *pieces, size_t *piece_count,
                      bool *complete, drained *rows);
+/* The same for a record that the lane writes, if it may take something and all of it is told by rows and pieces. */
+typedef enum {
+    TAKE_NOTHING = 0, /* it is the caller's to do */
+    TAKE_ALL,         /* pieces are the caller's to clear; rows are encoded in the lane, and kept for the next drain */
+    TAKE_LOST,        /* what was taken is not whole: only a root record has it all */
+} taking;
+taking content_take_for_lane(relay *r, const uint64_t *inos, size_t count, log_piece *pieces, size_t *piece_count,
+                             bool *has_rows);
 /* Flush these contents; the first errno, negative. */
 int content_flush_these(relay *r, const uint64_t *inos, size_t count);
 /* All that changed; the first errno, negative. */

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -19,6 +19,7 @@ from fspf.cas.file import BUSY_TIMEOUT_S, CasFile
 from fspf.cas.hot import HotFile, Ring, Version, read_hot, read_newest
 from fspf.cas.liveness import holder_is_gone
 from fspf.cas.sealing import Fixed, Sealer, checked_volume_id, to_record
+from fspf.core.anchor import LentRing
 from fspf.core.errors import CasUnreachableError, FspfError, UnknownVolumeError, VolumeExistsError
 from fspf.core.keys import SecretKey
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import apsw
 
     from fspf.cas.rules import State
-    from fspf.core.anchor import Anchor, CasRecord, Holder, Lease
+    from fspf.core.anchor import Anchor, CasRecord, Holder, Lease, RingEnd
     from fspf.core.freshness import Freshness
 
 
@@ -50,6 +51,7 @@ class _Known:
     ring: Ring | None = None
     changes: int = 0  # of the row, counted in the hot file
     pid: int = 0
+    lent: Ring | None = None  # in the place of `ring` while somebody else writes into it
 
     def close(self) -> None:
         if self.hot is not None:
@@ -73,7 +75,7 @@ class _Alone:
 
 
 class EmbeddedCas:
-    """A CAS in one SQLite file. Implements `fspf.core.anchor.Cas` and `fspf.core.anchor.RecordKeeper`.
+    """A CAS in one SQLite file. Implements `fspf.core.anchor.Cas`, `RecordKeeper` and `RingLender`.
 
     Thread-safe. Each method is one transaction, and one that changes something ends in one fsync.
 
@@ -240,6 +242,37 @@ class EmbeddedCas:
                 found = hot.versions() if hot is not None else []
                 if hot is not None and found:
                     hot.settle(found[-1][1].number)
+
+    def lend_ring(self, volume_id: bytes) -> LentRing | None:
+        """Lend what `advance_with` uses to native code."""
+        with self._file.lock:
+            known = self._advanced.get(volume_id)
+            identity = self._file.identity
+            if known is None or known.hot is None or known.ring is None or known.pid != os.getpid() or identity is None:
+                return None
+            lease = known.state.lease
+            if lease is None or self._file.sealer is not known.sealer:
+                return None
+            known.lent, known.ring = known.ring, None
+            length, end, newest, kept = known.lent.lend()
+            key, aad, before, between, after = known.sealer.state_parts(volume_id, known.state, known.sealed_fixed)
+            return LentRing(
+                known.hot.descriptor, length, end, newest, kept, known.changes, known.version,
+                key, aad, before, between, after, rules.LEASE_TTL_NS, lease.expires_ns, os.fsencode(self.path), *identity,
+            )  # fmt: skip
+
+    def take_ring_back(self, volume_id: bytes, anchor: Anchor | None, end: RingEnd | None) -> None:
+        """Go on from what native code has made of it."""
+        with self._file.lock:
+            known = self._advanced.get(volume_id)
+            if known is None or known.lent is None:
+                return
+            known.ring, known.lent = known.lent, None
+            if anchor is not None and end is not None and known.state.lease is not None:
+                known.ring.take_back(end.end, end.newest, end.kept)
+                known.version = end.version
+                lease = replace(known.state.lease, expires_ns=end.expires_ns)
+                known.state = replace(known.state, anchor=anchor, lease=lease)
 
     def _forget(self, volume_id: bytes) -> None:
         with self._file.lock:

@@ -118,6 +118,11 @@ class CasFile:
         assert self._sealer is not None
         return self._sealer
 
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the file that is open, None if it is an image."""
+        return None if self._frozen or self._connection is None else self._identity
+
     def close(self) -> None:
         """Let go of the file and the master key. Idempotent."""
         with self.lock:

@@ -162,6 +162,11 @@ class HotFile:
         return os.path.samestat(there, os.fstat(self._fd))
 
     @property
+    def descriptor(self) -> int:
+        """Of the open file."""
+        return self._fd
+
+    @property
     def length(self) -> int:
         """Bytes of the file."""
         return os.fstat(self._fd).st_size
@@ -220,6 +225,14 @@ class Ring:
         self._newest = found[-1][0] if found else None
         self._end = found[-1][0] + found[-1][1].length if found else _PAGE
         self._kept: list[tuple[int, int, int]] = []  # (generation, version, place), oldest first
+
+    def lend(self) -> tuple[int, int, int, list[tuple[int, int, int]]]:
+        """Return length, end, place of the newest version (-1: none) and records that are needed."""
+        return self._len, self._end, -1 if self._newest is None else self._newest, list(self._kept)
+
+    def take_back(self, end: int, newest: int, kept: list[tuple[int, int, int]]) -> None:
+        """Go on from what somebody else has made of it."""
+        self._end, self._newest, self._kept = end, None if newest < 0 else newest, kept
 
     def settle(self, generation: int) -> None:
         """Forget records up to *generation*: the volume has them."""

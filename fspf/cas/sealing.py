@@ -107,6 +107,22 @@ class Sealer:
         plain = msgpack.packb(elements, use_bin_type=True)
         return self._state_key.siv_seal(plain, _STATE_LABEL + volume_id + _VERSION.pack(version))
 
+    def state_parts(
+        self, volume_id: bytes, state: State, sealed_fixed: bytes
+    ) -> tuple[SecretKey, bytes, bytes, bytes, bytes]:
+        """Return key and AAD (without the version) of `seal_state`, and its plaintext around what an advance changes.
+
+        That is: before generation and root tag; between them and the time when the lease ends; after it.
+        """
+        lease = state.lease
+        assert lease is not None
+        pack = msgpack.Packer(use_bin_type=True).pack
+        array = msgpack.Packer().pack_array_header
+        before = array(8) + pack(_RECORD_VERSION) + pack(sealed_fixed[:SIV_LEN]) + pack(state.key_version)
+        holder = pack_holder(lease.holder)
+        between = pack(state.epoch) + pack(str(state.freshness)) + array(2 + len(holder)) + pack(lease.epoch)
+        return self._state_key, _STATE_LABEL + volume_id, before, between, b"".join(map(pack, holder))
+
     def open_state(self, volume_id: bytes, sealed: bytes, sealed_fixed: bytes, version: int) -> State:
         """Open the moving part, and check that *sealed_fixed* belongs to it."""
         try:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 from fspf.core.types import NO_TAG
 
@@ -181,3 +181,46 @@ class RecordKeeper(Protocol):
 
     def settle(self, volume_id: bytes) -> None:
         """The volume itself has all of its records, durably: none needs to be kept when the lease ends."""
+
+
+class LentRing(NamedTuple):
+    """What native code needs in order to do by itself what `RecordKeeper.advance_with` does. See fspf/cas/hot.py."""
+
+    descriptor: int  # of the file; its lock is taken for each entry
+    length: int
+    end: int  # of the newest entry
+    newest: int  # its place, -1: none
+    kept: list[tuple[int, int, int]]  # generation, version and place of records that are needed, oldest first
+    changes: int  # counted in the file: when others change the state, this is another number
+    version: int  # newest of the state
+    state_key: SecretKey  # AES-SIV of the state
+    aad: bytes  # followed by the version
+    before: bytes  # the state's encoding before generation and tag,
+    between: bytes  # between them and the time when the lease ends,
+    after: bytes  # and after it
+    lease_ns: int  # how long the lease is prolonged each time
+    expires_ns: int  # when it ends now
+    database: bytes  # path of the file that has the row, which must still be
+    device: int  # this one
+    inode: int
+
+
+class RingEnd(NamedTuple):
+    """What has become of it."""
+
+    version: int
+    expires_ns: int
+    end: int
+    newest: int
+    kept: list[tuple[int, int, int]]
+
+
+@runtime_checkable
+class RingLender(Protocol):
+    """A `RecordKeeper` that lets native code write for a time in its stead."""
+
+    def lend_ring(self, volume_id: bytes) -> LentRing | None:
+        """Lend what `advance_with` uses; until it comes back, every other method goes without. None: it would say no."""
+
+    def take_ring_back(self, volume_id: bytes, anchor: Anchor | None, end: RingEnd | None) -> None:
+        """Go on from what native code has made of it; None: it did nothing."""

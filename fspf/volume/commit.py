@@ -12,22 +12,25 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
-from fspf.core.anchor import Anchor, RecordKeeper
+from fspf.core.anchor import Anchor, RecordKeeper, RingEnd, RingLender
 from fspf.core.errors import AnchorMovedError, CasUnreachableError, FspfError, LeaseError
 from fspf.core.format import NONCE_LEN, RootRecord
 from fspf.core.freshness import FreshnessMode
 from fspf.core.keys import log_key
 from fspf.core.log import LOG_LEN, LogRecord
+from fspf.volume.mirror import LentLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fspf.core.anchor import Cas, CasRecord, Lease
+    from fspf.core.anchor import Cas, CasRecord, Lease, LentRing
     from fspf.core.types import ContentRoot
     from fspf.volume.intent import Intended
     from fspf.volume.layout import Layout
+    from fspf.volume.mirror import Mirror
     from fspf_native import SecretKey, Store
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,15 @@ class Prepared:
     number: int  # of the store's commit: names the frees that take effect when it is anchored
 
 
+class _Outcome(IntEnum):
+    """`lane_outcome` of fspf_native/lane.h."""
+
+    CLEAN = 0
+    UNPROMISED = 1
+    ROOT_DUE = 2
+    BROKEN = 3
+
+
 @dataclass(frozen=True, slots=True)
 class _Pending:
     number: int
@@ -65,6 +77,8 @@ class Commits:
         prepare: Called with `everything`, `closing` and the inodes whose fsync waits; flushes and returns what to commit, or
             None if nothing changed.
         intend: Called with those inodes; returns what a record of the intent log is to hold, None if a commit is due.
+        lend: Called with what native code needs to write records by itself; returns who does, None if nobody.
+        note_logged: Called with inodes whose contents it has put into records.
         fail: Called once with the reason when no commit can follow any more.
     """
 
@@ -82,6 +96,8 @@ class Commits:
         store: Store,
         prepare: Callable[[bool, bool, set[int]], Prepared | None],
         intend: Callable[[set[int]], Intended | None],
+        lend: Callable[[LentLog, LentRing], Mirror | None],
+        note_logged: Callable[[list[int]], None],
         fail: Callable[[str | FspfError], None],
         cas_timeout_s: float = CAS_TIMEOUT_S,
     ) -> None:
@@ -97,6 +113,8 @@ class Commits:
         self._store = store
         self._prepare = prepare
         self._intend = intend
+        self._lend = lend
+        self._note_logged = note_logged
         self._fail = fail
         self._cas_timeout_s = cas_timeout_s
         self.generation = head.generation if head else 0
@@ -109,8 +127,11 @@ class Commits:
         self._log_refused = False
         self.logged = 0  # records written
         # A CAS that keeps records makes them durable with the anchor; the log's own sync follows when it has to.
-        self._keeper = cas if isinstance(cas, RecordKeeper) and record.freshness.mode is FreshnessMode.STRICT else None
+        keeps = record.freshness.mode is FreshnessMode.STRICT
+        self._keeper: RecordKeeper | None = cas if keeps and isinstance(cas, RecordKeeper) else None
+        self._lender: RingLender | None = cas if keeps and isinstance(cas, RingLender) else None
         self._log_synced = self.generation  # the log has all records up to it durably, or needs them no more
+        self._lent: Mirror | None = None  # who writes records by itself until the next commit here
         self.anchor = Anchor(self.generation, self.root_tag)
         self.count = 0
         self._contact = time.clock_gettime(time.CLOCK_BOOTTIME)  # when the CAS last said that the lease is ours
@@ -188,6 +209,12 @@ class Commits:
     # -- one commit: COMMIT.md, steps 1 to 5
 
     def _commit_once(self, *, everything: bool, closing: bool, inos: set[int]) -> None:
+        self._take_back()
+        self._commit_here(everything=everything, closing=closing, inos=inos)
+        if not closing:
+            self._lend_out()
+
+    def _commit_here(self, *, everything: bool, closing: bool, inos: set[int]) -> None:
         self._check_lease()
         if not everything and not closing and self._log_end is not None:
             # What is taken for a record that is then not written is in no later one either: only a root has it all.
@@ -287,6 +314,74 @@ class Commits:
             self.anchor = new
             self._contact = time.clock_gettime(time.CLOCK_BOOTTIME)
         return kept
+
+    # -- the lane: records that native code writes by itself, from one commit here to the next
+
+    def _lend_out(self) -> None:
+        """Let the data plane go on from here by itself."""
+        descriptor = self._layout.log_descriptor
+        if self._lender is None or self._log_end is None or descriptor is None:
+            return
+        ring = self._lender.lend_ring(self._volume_id)
+        if ring is None:
+            return
+        log_part = LentLog(
+            self._log_key, self._key_version, self._lease.epoch, self._volume_id, self._header_bytes, descriptor,
+            self._log_end, LOG_LEN, self.generation, self.root_tag, int(_LONG_SILENCE_S * 1e9), int(self._contact * 1e9),
+        )  # fmt: skip
+        self._lent = self._lend(log_part, ring)
+        if self._lent is None:
+            self._lender.take_ring_back(self._volume_id, None, None)
+
+    def _take_back(self) -> None:
+        """Go on from where the data plane has come to; what it could not end, is ended here."""
+        lent, self._lent = self._lent, None
+        end = lent.lane_take_back() if lent is not None else None
+        if end is None or self._lender is None:
+            return
+        (outcome, number, generation, tag, log_end, anchored, anchor_tag, synced, count, contact_ns), ring, inos = end
+        self._note_logged(inos)
+        self.anchor = Anchor(anchored, anchor_tag)
+        self._lender.take_ring_back(self._volume_id, self.anchor, RingEnd(*ring))
+        self.generation, self.root_tag, self._log_end = generation, tag, log_end
+        self._log_synced = max(self._log_synced, synced)
+        self._contact = max(self._contact, contact_ns / 1e9)
+        self.count += count
+        self.logged += count
+        if outcome == _Outcome.ROOT_DUE:
+            self._log_end = None
+        elif outcome != _Outcome.CLEAN:
+            self._end_record(number if outcome == _Outcome.BROKEN else 0)
+
+    def _end_record(self, number: int) -> None:
+        """Do what is left to do for the newest record: it is written, but neither synced nor anchored."""
+        log_end, self._log_end = self._log_end, None
+        try:
+            if number:
+                raise OSError(number, os.strerror(number))
+            self._layout.sync_log()
+        except OSError as exc:
+            self._fail(f"generation {self.generation} could not be made durable: {exc}")
+            raise
+        self._log_synced = self.generation
+        self.count -= 1  # `_promise` counts it
+        self._promise(self._last_number, Anchor(self.generation, self.root_tag))
+        self._log_end = log_end
+
+    def catch_up(self) -> None:
+        """Know of all records that were written so far; a commit that is under way ends first."""
+        with self._turn:
+            while self._running:
+                self._turn.wait()
+            self._running = True
+        try:
+            self._take_back()
+        except (OSError, FspfError):
+            log.debug("the volume has failed, as was said")
+        finally:
+            with self._turn:
+                self._running = False
+                self._turn.notify_all()
 
     def _prepare_log(self) -> bool:
         """Make the log's file; without one every fsync is a commit, which is slower and nothing else."""
@@ -452,6 +547,11 @@ class Commits:
         Raises:
             LeaseError: Somebody else may write now; the volume is failed.
         """
+        lent = self._lent
+        if lent is not None:
+            if time.clock_gettime(time.CLOCK_BOOTTIME) - lent.lane_contact_ns / 1e9 < _LONG_SILENCE_S / 2:
+                return  # every record prolongs it
+            self.catch_up()
         try:
             self._lease = self._cas.renew(self._volume_id, self._lease)
         except CasUnreachableError as exc:
@@ -484,6 +584,7 @@ class Commits:
         Raises:
             OSError: The log could not be made durable: lease and records stay, until the next writer has both.
         """
+        self.catch_up()
         if self._keeper is not None and self._log_synced != self.generation:
             self._layout.sync_log()
             self._log_synced = self.generation

@@ -193,12 +193,16 @@ class InodeVolume:
     def _drain(self) -> None:
         """Store what the data plane has answered. It runs whenever the lock is entered from outside."""
         mirror, intent = self.mirror, self.intent
+        if mirror is not None:
+            mirror.lane_pause()  # what is changed now, it would not know of
         if mirror is None or self.failed is not None or self.ended or not (intent.backlog or mirror.pending):
             return
         try:
             backlog, intent.backlog = intent.backlog, []
             if mirror.pending:
-                backlog.append(intent.note(mirror.drain()))
+                recorded, drained = mirror.drain()
+                backlog += [intent.note_recorded(each) for each in recorded]
+                backlog.append(intent.note(drained))
             for batch in backlog:
                 self.namespace.apply(batch)
         except (OSError, FspfError) as exc:

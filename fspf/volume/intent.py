@@ -53,6 +53,12 @@ class Intent:
                 self.unrecorded.append(batch)
         return batch
 
+    def note_recorded(self, drained: Drained) -> Batch:
+        """Remember a batch that a record has already."""
+        batch = Batch(*drained)
+        self.logged.difference_update(ino for ino, _ in batch.deleted)
+        return batch
+
     def recorded(self) -> None:
         """A record has it all."""
         self.unrecorded = []

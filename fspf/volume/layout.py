@@ -358,6 +358,11 @@ class Layout:
     def log_is_ready(self) -> bool:
         return self._log_fd is not None
 
+    @property
+    def log_descriptor(self) -> int | None:
+        """Of the open log, if it is ready."""
+        return self._log_fd
+
     def write_log(self, offset: int, frame: bytes) -> None:
         """Write a record of the intent log; `sync_log` makes it durable."""
         if self._lock_fd is None or self._log_fd is None:

@@ -6,13 +6,31 @@ The rows themselves are `fspf.volume.namespace`; the native side is `fspf_native
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from fspf_native import Captured, Drained
+    from fspf.core.anchor import LentRing
+    from fspf_native import Captured, Drained, LaneEnd, SecretKey
+
+
+class LentLog(NamedTuple):
+    """What native code needs in order to write records of the intent log by itself."""
+
+    key: SecretKey
+    key_version: int
+    epoch: int
+    volume_id: bytes
+    header: bytes
+    descriptor: int
+    end: int  # where the next record goes
+    length: int
+    generation: int  # of the newest state, which is anchored
+    tag: bytes
+    silence_ns: int  # how long the CAS may not have been heard of
+    contact_ns: int  # when it was, by CLOCK_BOOTTIME
 
 
 class Mirror(Protocol):
@@ -22,8 +40,8 @@ class Mirror(Protocol):
     def pending(self) -> int:
         """Rows and names that the namespace does not have."""
 
-    def drain(self) -> Drained:
-        """Take them."""
+    def drain(self) -> tuple[list[Drained], Drained]:
+        """Take them; first those that the intent log has already, oldest first."""
 
     def flush_all(self) -> int:
         """Seal all contents; the errno of the first failure, or 0."""
@@ -31,8 +49,19 @@ class Mirror(Protocol):
     def flush_these(self, inos: list[int], /) -> int:
         """Seal these contents; the errno of the first failure, or 0."""
 
-    def take_log(self, inos: list[int], /) -> tuple[Drained, list[tuple[int, Captured]], bool]:
-        """Take what a record of the intent log is to hold: rows, changes of these contents; all of it or not."""
+    def take_log(self, inos: list[int], /) -> tuple[list[Drained], Drained, list[tuple[int, Captured]], bool]:
+        """Take what `drain` gives, and changes of these contents, for a record of the intent log; all of it or not."""
+
+    @property
+    def lane_contact_ns(self) -> int: ...
+    def lane_lend(self, log: LentLog, ring: LentRing, /) -> bool:
+        """Let fsyncs write records of the log by themselves, from this state on."""
+
+    def lane_pause(self) -> None:
+        """Let them take nothing any more: somebody changes the namespace."""
+
+    def lane_take_back(self) -> LaneEnd | None:
+        """Wait for what is under way, and go on from there."""
 
     def in_use(self, ino: int, /) -> bool:
         """Tell whether the kernel knows the inode."""

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from fspf.core.anchor import Cas, CasRecord, Lease
+    from fspf.core.anchor import Cas, CasRecord, Lease, LentRing
     from fspf.core.format import RootRecord
-    from fspf.volume.mirror import Mirror
+    from fspf.volume.mirror import LentLog, Mirror
 
 log = logging.getLogger(__name__)
 
@@ -363,6 +363,8 @@ class Volume(Files):
             store=self.store,
             prepare=self._prepare,
             intend=self._intend,
+            lend=self._lend,
+            note_logged=self._note_logged,
             fail=self.fail,
             cas_timeout_s=cas_timeout_s,
         )
@@ -471,7 +473,8 @@ class Volume(Files):
             self.check_writable()
             if self.namespace.unlogged or self.namespace.broken or intent.overflowed:
                 return None
-            drained, captured, complete = mirror.take_log(list(inos))
+            recorded, drained, captured, complete = mirror.take_log(list(inos))
+            intent.backlog += [intent.note_recorded(each) for each in recorded]
             intent.backlog.append(intent.note(drained))
             intent.logged.update(ino for ino, _ in captured)
             if not complete or intent.overflowed:
@@ -479,6 +482,29 @@ class Volume(Files):
             batches = tuple(intent.unrecorded)
             intent.recorded()
             return Intended(batches, tuple(Piece(ino, *what) for ino, what in captured))
+
+    def _lend(self, log: LentLog, ring: LentRing) -> Mirror | None:
+        """Let the data plane write records by itself, if nothing is there that it does not know of."""
+        mirror, intent = self.mirror, self.intent
+        if mirror is None:
+            return None
+        with self.lock.quietly:  # whoever takes it later ends this
+            if (
+                self.low_on_space
+                or self._force_commit
+                or self.failed is not None
+                or self.namespace.unlogged
+                or self.namespace.broken
+                or intent.overflowed
+                or intent.unrecorded
+            ):
+                return None
+            return mirror if mirror.lane_lend(log, ring) else None
+
+    def _note_logged(self, inos: list[int]) -> None:
+        """Remember whose contents the data plane has put into records."""
+        with self.lock.quietly:
+            self.intent.logged.update(inos)
 
     def _flush_mirrored(self, mirror: Mirror, inos: set[int], *, everything: bool) -> None:
         """Seal what the next root must have: without the lock, requests go on.
@@ -774,6 +800,8 @@ class Volume(Files):
             raise ValueError(message)
         stats = self.store.stats()
         commits = self._commits
+        if commits is not None:
+            commits.catch_up()
         state = self.root_record
         with self.lock:
             files, total = self.namespace.files, self.namespace.bytes

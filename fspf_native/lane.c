@@ -1,0 +1,754 @@
+/* See lane.h. The form of a record is fspf/core/log.py's, that of an entry fspf/cas/hot.py's. */
+#include "lane.h"
+
+#include "relay.h"
+#include "secret.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096u
+#define NONCE_BYTES 12u
+#define FRAME_HEAD 64u
+#define ENTRY_HEAD 40u
+#define RING_HEAD 24u
+#define LEAST_IN_A_RING 4u
+#define MOST_RECORD (128u << 10) /* in the ring */
+#define ROOM (512u << 10) /* of the log: with less left, whoever has more means than we makes a root record */
+
+/* ---- bytes ---- */
+
+static uint8_t *more(lane_buffer *b, size_t len)
+{
+    if (b->failed || len > SIZE_MAX / 4 - b->len) {
+        b->failed = true;
+        return NULL;
+    }
+    if (b->len + len > b->capacity) {
+        size_t capacity = 2 * (b->len + len) + 4096;
+        uint8_t *data = malloc(capacity); /* not realloc: what is left behind is wiped */
+        if (data == NULL) {
+            b->failed = true;
+            return NULL;
+        }
+        if (b->data != NULL) {
+            memcpy(data, b->data, b->len);
+            explicit_bzero(b->data, b->len);
+            free(b->data);
+        }
+        b->data = data;
+        b->capacity = capacity;
+    }
+    uint8_t *at = b->data + b->len;
+    b->len += len;
+    return at;
+}
+
+static void put(lane_buffer *b, const void *data, size_t len)
+{
+    uint8_t *at = more(b, len);
+    if (at != NULL && len > 0) {
+        memcpy(at, data, len);
+    }
+}
+
+static void begin(lane_buffer *b)
+{
+    b->len = 0;
+    b->failed = false;
+}
+
+static void wipe(lane_buffer *b)
+{
+    if (b->data != NULL) {
+        explicit_bzero(b->data, b->len);
+    }
+    b->len = 0;
+}
+
+static void buffer_free(lane_buffer *b)
+{
+    wipe(b);
+    free(b->data);
+    memset(b, 0, sizeof *b);
+}
+
+/* ---- msgpack, in the shortest encoding ---- */
+
+static void put_big_endian(lane_buffer *b, uint8_t first, uint64_t value, unsigned bytes)
+{
+    uint8_t *at = more(b, 1 + bytes);
+    if (at != NULL) {
+        *at++ = first;
+        for (unsigned i = bytes; i > 0; i--) {
+            *at++ = (uint8_t)(value >> (8 * (i - 1)));
+        }
+    }
+}
+
+static void pack_unsigned(lane_buffer *b, uint64_t value)
+{
+    if (value < 128) {
+        put_big_endian(b, (uint8_t)value, 0, 0);
+    } else if (value <= UINT8_MAX) {
+        put_big_endian(b, 0xcc, value, 1);
+    } else if (value <= UINT16_MAX) {
+        put_big_endian(b, 0xcd, value, 2);
+    } else if (value <= UINT32_MAX) {
+        put_big_endian(b, 0xce, value, 4);
+    } else {
+        put_big_endian(b, 0xcf, value, 8);
+    }
+}
+
+static void pack_signed(lane_buffer *b, int64_t value)
+{
+    if (value >= 0) {
+        pack_unsigned(b, (uint64_t)value);
+    } else if (value >= -32) {
+        put_big_endian(b, (uint8_t)value, 0, 0);
+    } else if (value >= INT8_MIN) {
+        put_big_endian(b, 0xd0, (uint64_t)value, 1);
+    } else if (value >= INT16_MIN) {
+        put_big_endian(b, 0xd1, (uint64_t)value, 2);
+    } else if (value >= INT32_MIN) {
+        put_big_endian(b, 0xd2, (uint64_t)value, 4);
+    } else {
+        put_big_endian(b, 0xd3, (uint64_t)value, 8);
+    }
+}
+
+static void pack_array(lane_buffer *b, size_t count)
+{
+    if (count < 16) {
+        put_big_endian(b, (uint8_t)(0x90 | count), 0, 0);
+    } else if (count <= UINT16_MAX) {
+        put_big_endian(b, 0xdc, count, 2);
+    } else {
+        put_big_endian(b, 0xdd, count, 4);
+    }
+}
+
+static void pack_bytes(lane_buffer *b, const void *data, size_t len)
+{
+    if (len <= UINT8_MAX) {
+        put_big_endian(b, 0xc4, len, 1);
+    } else if (len <= UINT16_MAX) {
+        put_big_endian(b, 0xc5, len, 2);
+    } else {
+        put_big_endian(b, 0xc6, len, 4);
+    }
+    put(b, data, len);
+}
+
+static void pack_nil(lane_buffer *b)
+{
+    put_big_endian(b, 0xc0, 0, 0);
+}
+
+static void pack_row(lane_buffer *b, const drained_inode *d)
+{
+    pack_array(b, 17);
+    pack_unsigned(b, d->ino);
+    pack_unsigned(b, d->mode);
+    pack_unsigned(b, d->uid);
+    pack_unsigned(b, d->gid);
+    pack_unsigned(b, d->rdev);
+    pack_unsigned(b, d->nlink);
+    pack_signed(b, d->atime);
+    pack_signed(b, d->mtime);
+    pack_signed(b, d->ctime);
+    pack_signed(b, d->btime);
+    pack_unsigned(b, d->protection);
+    pack_unsigned(b, d->size);
+    pack_signed(b, d->depth);
+    if (pointer_is_hole(d->pointer)) {
+        pack_nil(b);
+    } else {
+        pack_bytes(b, d->pointer, POINTER_LEN);
+    }
+    pack_unsigned(b, d->chunks);
+    if (d->parent != 0) {
+        pack_unsigned(b, d->parent);
+    } else {
+        pack_nil(b);
+    }
+    if (d->target != NULL) {
+        pack_bytes(b, d->target, d->target_len);
+    } else {
+        pack_nil(b);
+    }
+}
+
+bool lane_encode_rows(lane *l, const drained *rows)
+{
+    lane_buffer *b = &l->rows;
+    size_t reflushed = 0;
+    begin(b);
+    pack_array(b, 9);
+    pack_array(b, rows->inode_count);
+    for (size_t i = 0; i < rows->inode_count; i++) {
+        pack_row(b, &rows->inodes[i]);
+        reflushed += rows->inodes[i].reflushed;
+    }
+    pack_array(b, rows->name_count);
+    for (size_t i = 0; i < rows->name_count; i++) {
+        const drained_name *name = &rows->names[i];
+        pack_array(b, 4);
+        pack_unsigned(b, name->parent);
+        pack_unsigned(b, name->cookie);
+        pack_bytes(b, rows->text + name->at, name->len);
+        pack_unsigned(b, name->ino);
+    }
+    pack_array(b, rows->removed_count);
+    for (size_t i = 0; i < rows->removed_count; i++) {
+        pack_array(b, 2);
+        pack_unsigned(b, rows->removed[i].parent);
+        pack_unsigned(b, rows->removed[i].cookie);
+    }
+    pack_array(b, rows->deleted_count);
+    for (size_t i = 0; i < rows->deleted_count; i++) {
+        pack_array(b, 2);
+        pack_unsigned(b, rows->deleted[i].ino);
+        put_big_endian(b, rows->deleted[i].xattrs ? 0xc3 : 0xc2, 0, 0);
+    }
+    pack_signed(b, rows->files_delta);
+    pack_signed(b, rows->bytes_delta);
+    pack_unsigned(b, rows->next_ino);
+    pack_unsigned(b, rows->next_cookie);
+    pack_array(b, reflushed);
+    for (size_t i = 0; i < rows->inode_count; i++) {
+        if (rows->inodes[i].reflushed) {
+            pack_unsigned(b, rows->inodes[i].ino);
+        }
+    }
+    return !b->failed;
+}
+
+static void pack_piece(lane_buffer *b, const log_piece *piece, size_t chunk_size)
+{
+    const captured *what = &piece->what;
+    pack_array(b, 4);
+    pack_unsigned(b, piece->ino);
+    pack_unsigned(b, what->size);
+    if (what->is_cut) {
+        pack_unsigned(b, what->cut);
+    } else {
+        pack_nil(b);
+    }
+    pack_array(b, 2 * (size_t)what->count);
+    for (unsigned i = 0; i < what->count; i++) {
+        pack_unsigned(b, what->offset[i]);
+        pack_bytes(b, what->data + i * chunk_size, what->length[i]);
+    }
+}
+
+static uint64_t clock_ns(clockid_t which)
+{
+    struct timespec now;
+    (void)clock_gettime(which, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+/* ---- a record of the log ---- */
+
+static void store_le32(uint8_t *to, uint32_t value)
+{
+    value = htole32(value);
+    memcpy(to, &value, sizeof value);
+}
+
+static void pad_to_page(lane_buffer *b)
+{
+    size_t rest = (PAGE - b->len % PAGE) % PAGE;
+    uint8_t *at = more(b, rest);
+    if (at != NULL) {
+        memset(at, 0, rest);
+    }
+}
+
+/* What follows the head, and its head before it with `check` at its end: checksummed as if `check` were not there. */
+static void seal_head(uint8_t *whole, const uint8_t *head, size_t head_len, size_t body_len)
+{
+    memcpy(whole + 8, head, head_len - 8); /* next to the body */
+    uint64_t check = checksum_xxh3(whole + 8, head_len - 8 + body_len);
+    memcpy(whole, head, head_len - 8);
+    store_le64(whole + head_len - 8, check);
+}
+
+/* 0, or -1: no memory, no randomness. l->frame has it then, l->now.tag its tag. */
+static int make_frame(relay *r, lane *l, bool has_rows, const log_piece *pieces, size_t piece_count)
+{
+    lane_buffer *b = &l->plain;
+    begin(b);
+    pack_array(b, 11);
+    pack_unsigned(b, 1); /* version of the record */
+    pack_bytes(b, l->volume_id, sizeof l->volume_id);
+    pack_unsigned(b, l->now.generation + 1);
+    pack_unsigned(b, l->epoch);
+    pack_bytes(b, l->now.tag, TAG_LEN);
+    pack_unsigned(b, l->now.anchor_generation);
+    pack_bytes(b, l->now.anchor_tag, TAG_LEN);
+    pack_unsigned(b, slots_end(&r->st->slots));
+    pack_array(b, has_rows ? 1 : 0);
+    if (has_rows) {
+        put(b, l->rows.data, l->rows.len);
+    }
+    pack_array(b, piece_count);
+    for (size_t i = 0; i < piece_count; i++) {
+        pack_piece(b, &pieces[i], r->chunk_size);
+    }
+    pack_unsigned(b, clock_ns(CLOCK_REALTIME));
+
+    uint8_t head[FRAME_HEAD] = "FSPF-LOG";
+    int result = -1;
+    begin(&l->frame);
+    uint8_t *frame = b->failed || b->len > UINT32_MAX ? NULL : more(&l->frame, FRAME_HEAD + b->len);
+    if (frame != NULL) {
+        store_le32(head + 8, l->key_version);
+        store_le32(head + 12, l->epoch);
+        store_le32(head + 16, (uint32_t)b->len);
+        memcpy(l->aad + HEADER_BYTES, head, PREFIX_BYTES);
+        if (secret_random(head + 20, NONCE_BYTES) == ST_OK &&
+            secret_gcm_seal(l->log_key, head + 20, l->aad, sizeof l->aad, b->data, b->len, frame + FRAME_HEAD,
+                            head + 32) == ST_OK) {
+            seal_head(frame, head, FRAME_HEAD, b->len);
+            pad_to_page(&l->frame);
+            memcpy(l->now.tag, head + 32, TAG_LEN);
+            result = l->frame.failed ? -1 : 0;
+        }
+    }
+    wipe(b);
+    wipe(&l->rows);
+    return result;
+}
+
+/* 0 or an errno. */
+static int write_all(int fd, const uint8_t *data, size_t len, uint64_t offset)
+{
+    while (len > 0) {
+        ssize_t written = pwrite(fd, data, len, (off_t)offset);
+        if (written < 0) {
+            if (errno == EINTR) {
+                continue;
+            }
+            return errno;
+        }
+        data += written;
+        len -= (size_t)written;
+        offset += (uint64_t)written;
+    }
+    return 0;
+}
+
+/* ---- an entry of the ring ---- */
+
+static int64_t find_place(const lane *l, size_t length)
+{
+    const lane_end *now = &l->now;
+    int64_t limit = now->kept_count > 0 ? (int64_t)now->kept[0].place : now->newest;
+    if (length > l->ring_len / LEAST_IN_A_RING) {
+        return -1;
+    }
+    if (limit >= (int64_t)now->end) {
+        return now->end + length <= (uint64_t)limit ? (int64_t)now->end : -1;
+    }
+    if (now->end + length <= l->ring_len) {
+        return (int64_t)now->end;
+    }
+    return limit < 0 || PAGE + length <= (uint64_t)limit ? (int64_t)PAGE : -1;
+}
+
+/* Is everything still as it was lent? The file is locked. */
+static bool is_unchanged(const lane *l)
+{
+    uint8_t head[RING_HEAD];
+    struct stat status;
+    return pread(l->hot_fd, head, sizeof head, 0) == (ssize_t)sizeof head && memcmp(head, "FSPC-RNG", 8) == 0 &&
+           load_le64(head + 8) == l->changes && stat(l->database, &status) == 0 && status.st_dev == l->device &&
+           status.st_ino == l->inode;
+}
+
+static int make_entry(lane *l, uint64_t expires_ns)
+{
+    uint64_t version = l->now.version + 1;
+    const uint8_t *fixed = l->fixed + l->aad_len;
+    lane_buffer *b = &l->state;
+    begin(b);
+    put(b, l->fixed, l->aad_len);
+    uint8_t *at = more(b, 8);
+    if (at != NULL) {
+        store_le64(at, version);
+    }
+    size_t aad_len = b->len;
+    put(b, fixed, l->before_len);
+    pack_unsigned(b, l->now.generation);
+    pack_bytes(b, l->now.tag, TAG_LEN);
+    put(b, fixed + l->before_len, l->between_len);
+    pack_unsigned(b, expires_ns);
+    put(b, fixed + l->before_len + l->between_len, l->after_len);
+    if (b->failed) {
+        return -1;
+    }
+    size_t plain_len = b->len - aad_len;
+    size_t sealed_len = plain_len + SIV_LEN;
+    uint8_t head[ENTRY_HEAD] = "FSPC-ENT";
+    begin(&l->entry);
+    uint8_t *entry = more(&l->entry, ENTRY_HEAD + sealed_len + l->frame.len);
+    if (entry == NULL ||
+        secret_siv_seal(l->state_key, b->data, aad_len, b->data + aad_len, plain_len, entry + ENTRY_HEAD) != ST_OK) {
+        return -1;
+    }
+    memcpy(entry + ENTRY_HEAD + sealed_len, l->frame.data, l->frame.len);
+    store_le64(head + 8, version);
+    store_le64(head + 16, (l->now.kept_count > 0 ? l->now.kept[0].version : version) - 1);
+    store_le32(head + 24, (uint32_t)sealed_len);
+    store_le32(head + 28, (uint32_t)l->frame.len);
+    seal_head(entry, head, ENTRY_HEAD, sealed_len + l->frame.len);
+    pad_to_page(&l->entry);
+    return l->entry.failed ? -1 : 0;
+}
+
+/* The file is locked. False: it is not, or perhaps not, durable. */
+static bool write_entry(lane *l)
+{
+    lane_end *now = &l->now;
+    uint64_t expires_ns = clock_ns(CLOCK_REALTIME) + l->lease_ns;
+    if (!is_unchanged(l) || make_entry(l, expires_ns) != 0) {
+        return false;
+    }
+    int64_t place = now->kept_count < LANE_MOST_KEPT ? find_place(l, l->entry.len) : -1;
+    if (place < 0) { /* the log takes over what the ring has */
+        if (fdatasync(l->log_fd) != 0) {
+            now->outcome = LANE_BROKEN;
+            now->os_errno = errno;
+            return false;
+        }
+        now->synced = now->generation;
+        now->kept_count = 0;
+        place = make_entry(l, expires_ns) == 0 ? find_place(l, l->entry.len) : -1;
+    }
+    if (place < 0 || write_all(l->hot_fd, l->entry.data, l->entry.len, (uint64_t)place) != 0 ||
+        fdatasync(l->hot_fd) != 0) {
+        return false;
+    }
+    now->version++;
+    now->newest = place;
+    now->end = (uint64_t)place + l->entry.len;
+    now->kept[now->kept_count++] = (lane_kept){now->generation, now->version, (uint64_t)place};
+    now->anchor_generation = now->generation;
+    memcpy(now->anchor_tag, now->tag, TAG_LEN);
+    now->expires_ns = expires_ns;
+    now->outcome = LANE_CLEAN;
+    return true;
+}
+
+static bool anchor(lane *l)
+{
+    if (l->frame.len > MOST_RECORD) {
+        return false;
+    }
+    int result;
+    while ((result = flock(l->hot_fd, LOCK_EX)) != 0 && errno == EINTR) {
+    }
+    if (result != 0) {
+        return false;
+    }
+    bool done = write_entry(l);
+    (void)flock(l->hot_fd, LOCK_UN);
+    return done;
+}
+
+/* ---- one commit, of whoever leads ---- */
+
+static bool note_ino(lane *l, uint64_t ino)
+{
+    lane_end *now = &l->now;
+    for (size_t i = now->ino_count; i > 0; i--) {
+        if (now->inos[i - 1] == ino) {
+            return true;
+        }
+    }
+    if (now->ino_count == l->ino_capacity) {
+        size_t capacity = 2 * l->ino_capacity + 16;
+        uint64_t *grown = realloc(now->inos, capacity * sizeof *grown);
+        if (grown == NULL) {
+            return false;
+        }
+        now->inos = grown;
+        l->ino_capacity = capacity;
+    }
+    now->inos[now->ino_count++] = ino;
+    return true;
+}
+
+/* What was taken is written, or Python is told that it is not. */
+static bool commit_taken(relay *r, lane *l, bool has_rows, const log_piece *pieces, size_t piece_count)
+{
+    lane_end *now = &l->now;
+    bool noted = true;
+    for (size_t i = 0; i < piece_count; i++) {
+        noted = note_ino(l, pieces[i].ino) && noted;
+    }
+    now->outcome = LANE_ROOT_DUE;
+    uint8_t before[TAG_LEN];
+    memcpy(before, now->tag, TAG_LEN);
+    if (!noted || make_frame(r, l, has_rows, pieces, piece_count) != 0 || now->log_end + l->frame.len > l->log_len) {
+        memcpy(now->tag, before, TAG_LEN);
+        return false;
+    }
+    int error = write_all(l->log_fd, l->frame.data, l->frame.len, now->log_end);
+    if (error != 0) {
+        memcpy(now->tag, before, TAG_LEN);
+        now->outcome = LANE_BROKEN;
+        now->os_errno = error;
+        return false;
+    }
+    now->generation++;
+    now->log_end += l->frame.len;
+    now->count++;
+    now->outcome = LANE_UNPROMISED;
+    if (!anchor(l)) {
+        return false;
+    }
+    uint64_t heard_ns = clock_ns(CLOCK_BOOTTIME);
+    now->contact_ns = heard_ns;
+    atomic_store(&l->contact_ns, heard_ns);
+    return true;
+}
+
+static bool commit_once(relay *r, lane *l, const uint64_t *inos, size_t count)
+{
+    if (r->meta.blocked != 0 || r->meta.no_space || clock_ns(CLOCK_BOOTTIME) - l->now.contact_ns > l->silence_ns ||
+        l->now.log_end + ROOM > l->log_len || l->now.ino_count > LANE_MOST_ROWS) {
+        return false;
+    }
+    log_piece *pieces = malloc((count + 1) * sizeof *pieces);
+    if (pieces == NULL) {
+        return false;
+    }
+    size_t piece_count = 0;
+    bool has_rows = false;
+    bool done = false;
+    switch (content_take_for_lane(r, inos, count, pieces, &piece_count, &has_rows)) {
+    case TAKE_NOTHING:
+        break;
+    case TAKE_ALL:
+        done = (!has_rows && piece_count == 0) || commit_taken(r, l, has_rows, pieces, piece_count);
+        break;
+    case TAKE_LOST:
+        l->now.outcome = LANE_ROOT_DUE;
+        break;
+    }
+    for (size_t i = 0; i < piece_count; i++) {
+        captured_clear(&pieces[i].what);
+    }
+    free(pieces);
+    if (l->now.outcome != LANE_CLEAN) {
+        atomic_store(&l->armed, false);
+    }
+    return done;
+}
+
+bool lane_fsync(relay *r, uint64_t ino)
+{
+    lane *l = &r->lane;
+    uint64_t inos[LANE_MOST_WAITING];
+    if (!atomic_load(&l->armed)) {
+        return false;
+    }
+    pthread_mutex_lock(&l->lock);
+    if (!atomic_load(&l->armed) || l->waiting_count == LANE_MOST_WAITING) {
+        pthread_mutex_unlock(&l->lock);
+        return false;
+    }
+    uint64_t mine = ++l->tickets;
+    if (ino != 0) {
+        l->waiting[l->waiting_count++] = ino;
+    }
+    while (l->running) {
+        pthread_cond_wait(&l->done, &l->lock);
+        if (l->served >= mine) {
+            bool well = mine > l->refused;
+            pthread_mutex_unlock(&l->lock);
+            return well;
+        }
+    }
+    if (!atomic_load(&l->armed)) {
+        pthread_mutex_unlock(&l->lock);
+        return false;
+    }
+    l->running = true;
+    uint64_t serves = l->tickets;
+    size_t count = l->waiting_count;
+    memcpy(inos, l->waiting, count * sizeof *inos);
+    l->waiting_count = 0;
+    pthread_mutex_unlock(&l->lock);
+
+    bool done = commit_once(r, l, inos, count);
+
+    pthread_mutex_lock(&l->lock);
+    l->running = false;
+    l->served = serves;
+    if (!done) {
+        l->refused = serves;
+    }
+    pthread_cond_broadcast(&l->done);
+    pthread_mutex_unlock(&l->lock);
+    return done;
+}
+
+/* ---- lending ---- */
+
+void lane_init(lane *l)
+{
+    memset(l, 0, sizeof *l);
+    l->log_fd = l->hot_fd = -1;
+    (void)pthread_mutex_init(&l->lock, NULL);
+    (void)pthread_cond_init(&l->done, NULL);
+}
+
+static void let_go(lane *l)
+{
+    secret_free(l->log_key);
+    secret_free(l->state_key);
+    l->log_key = l->state_key = NULL;
+    if (l->log_fd >= 0) {
+        (void)close(l->log_fd);
+    }
+    if (l->hot_fd >= 0) {
+        (void)close(l->hot_fd);
+    }
+    l->log_fd = l->hot_fd = -1;
+    free(l->fixed);
+    free(l->database);
+    free(l->now.inos);
+    l->fixed = NULL;
+    l->database = NULL;
+    l->now.inos = NULL;
+    l->now.ino_count = l->ino_capacity = 0;
+}
+
+void lane_free(lane *l)
+{
+    let_go(l);
+    buffer_free(&l->rows);
+    buffer_free(&l->plain);
+    buffer_free(&l->frame);
+    buffer_free(&l->entry);
+    buffer_free(&l->state);
+    (void)pthread_mutex_destroy(&l->lock);
+    (void)pthread_cond_destroy(&l->done);
+}
+
+static uint8_t *copy_key(const uint8_t *key)
+{
+    uint8_t *own = secret_alloc();
+    if (own != NULL) {
+        memcpy(own, key, KEY_LEN);
+    }
+    return own;
+}
+
+static bool take_orders(lane *l, const lane_orders *o)
+{
+    let_go(l);
+    if (o->kept_count > LANE_MOST_KEPT) {
+        return false;
+    }
+    l->log_key = copy_key(o->log_key);
+    l->state_key = copy_key(o->state_key);
+    l->log_fd = fcntl(o->log_fd, F_DUPFD_CLOEXEC, 0);
+    l->hot_fd = fcntl(o->hot_fd, F_DUPFD_CLOEXEC, 0);
+    l->database = strdup(o->database);
+    l->fixed = malloc(o->aad_len + o->before_len + o->between_len + o->after_len + 1);
+    if (l->log_key == NULL || l->state_key == NULL || l->log_fd < 0 || l->hot_fd < 0 || l->database == NULL ||
+        l->fixed == NULL) {
+        return false;
+    }
+    memcpy(l->aad, o->header, HEADER_BYTES);
+    memcpy(l->volume_id, o->volume_id, sizeof l->volume_id);
+    uint8_t *at = l->fixed;
+    const struct {
+        const uint8_t *data;
+        size_t len;
+    } parts[] = {{o->aad, o->aad_len}, {o->before, o->before_len}, {o->between, o->between_len}, {o->after, o->after_len}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        memcpy(at, parts[i].data, parts[i].len);
+        at += parts[i].len;
+    }
+    l->aad_len = o->aad_len;
+    l->before_len = o->before_len;
+    l->between_len = o->between_len;
+    l->after_len = o->after_len;
+    l->key_version = o->key_version;
+    l->epoch = o->epoch;
+    l->log_len = o->log_len;
+    l->ring_len = o->ring_len;
+    l->silence_ns = o->silence_ns;
+    l->changes = o->changes;
+    l->lease_ns = o->lease_ns;
+    l->device = o->device;
+    l->inode = o->inode;
+    l->now = (lane_end){
+        .generation = o->generation, .log_end = o->log_end, .anchor_generation = o->generation, .synced = 0,
+        .version = o->version, .expires_ns = o->expires_ns, .end = o->end, .newest = o->newest,
+        .contact_ns = o->contact_ns, .kept_count = o->kept_count,
+    };
+    memcpy(l->now.tag, o->tag, TAG_LEN);
+    memcpy(l->now.anchor_tag, o->tag, TAG_LEN);
+    memcpy(l->now.kept, o->kept, o->kept_count * sizeof *o->kept);
+    return true;
+}
+
+int lane_lend(lane *l, const lane_orders *orders)
+{
+    int result = -1;
+    pthread_mutex_lock(&l->lock);
+    if (!l->lent && !l->running) {
+        if (take_orders(l, orders)) {
+            l->lent = true;
+            l->waiting_count = 0;
+            atomic_store(&l->contact_ns, orders->contact_ns);
+            atomic_store(&l->armed, true);
+            result = 0;
+        } else {
+            let_go(l);
+        }
+    }
+    pthread_mutex_unlock(&l->lock);
+    return result;
+}
+
+void lane_pause_gate_held(lane *l)
+{
+    atomic_store(&l->armed, false);
+}
+
+bool lane_may_take(const lane *l)
+{
+    return atomic_load(&l->armed);
+}
+
+bool lane_take_back(lane *l, lane_end *out)
+{
+    pthread_mutex_lock(&l->lock);
+    atomic_store(&l->armed, false);
+    while (l->running) {
+        pthread_cond_wait(&l->done, &l->lock);
+    }
+    bool lent = l->lent;
+    if (lent) {
+        *out = l->now;
+        l->now.inos = NULL;
+        let_go(l);
+        l->lent = false;
+    }
+    pthread_mutex_unlock(&l->lock);
+    return lent;
+}
