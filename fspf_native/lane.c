@@ -19,7 +19,6 @@
 #define RING_HEAD 24u
 #define LEAST_IN_A_RING 4u
 #define MOST_RECORD (128u << 10) /* in the ring */
-#define ROOM (512u << 10) /* of the log: with less left, whoever has more means than we makes a root record */
 
 /* ---- bytes ---- */
 
@@ -525,7 +524,7 @@ static bool commit_taken(relay *r, lane *l, bool has_rows, const log_piece *piec
 static bool commit_once(relay *r, lane *l, const uint64_t *inos, size_t count)
 {
     if (r->meta.blocked != 0 || r->meta.no_space || clock_ns(CLOCK_BOOTTIME) - l->now.contact_ns > l->silence_ns ||
-        l->now.log_end + ROOM > l->log_len || l->now.ino_count > LANE_MOST_ROWS) {
+        l->now.ino_count > LANE_MOST_ROWS) {
         return false;
     }
     log_piece *pieces = malloc((count + 1) * sizeof *pieces);
