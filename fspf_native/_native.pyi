@@ -284,6 +284,9 @@ class Relay:
     @property
     def lane_contact_ns(self) -> int:
         """When the lane last reached the CAS, by CLOCK_BOOTTIME."""
+    @property
+    def lane_anchored(self) -> int:
+        """Generation that the CAS had then."""
     def lane_lend(self, log: tuple[object, ...], ring: tuple[object, ...], /) -> bool:
         """Let fsyncs write records by themselves. log: `fspf.volume.mirror.LentLog`; ring: `fspf.core.anchor.LentRing`. False: it cannot."""
     def lane_pause(self) -> None:

@@ -949,6 +949,12 @@ static PyObject *relay_lane_contact(PyObject *self, void *closure)
     return PyLong_FromUnsignedLongLong(relay_of(self)->lane.contact_ns);
 }
 
+static PyObject *relay_lane_anchored(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLongLong(relay_of(self)->lane.anchored);
+}
+
 static int add_count(PyObject *dict, const char *prefix, const char *name, uint64_t value)
 {
     PyObject *key = PyUnicode_FromFormat("%s%s", prefix, name);
@@ -1040,6 +1046,7 @@ static PyGetSetDef relay_attributes[] = {
     {"pending", relay_pending, NULL, "Rows and names that the database does not have.", NULL},
     {"changed_contents", relay_changed_contents, NULL, "Contents that may be ahead of their roots.", NULL},
     {"lane_contact_ns", relay_lane_contact, NULL, "When the lane last reached the CAS, by CLOCK_BOOTTIME.", NULL},
+    {"lane_anchored", relay_lane_anchored, NULL, "Generation that the CAS had then.", NULL},
     {"wake_fd", relay_wake_fd, NULL, "Becomes readable when the kernel's side has ended.", NULL},
     {0},
 };

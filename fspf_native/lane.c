@@ -518,6 +518,7 @@ static bool commit_taken(relay *r, lane *l, bool has_rows, const log_piece *piec
     uint64_t heard_ns = clock_ns(CLOCK_BOOTTIME);
     now->contact_ns = heard_ns;
     atomic_store(&l->contact_ns, heard_ns);
+    atomic_store(&l->anchored, now->generation);
     return true;
 }
 
@@ -714,6 +715,7 @@ int lane_lend(lane *l, const lane_orders *orders)
             l->lent = true;
             l->waiting_count = 0;
             atomic_store(&l->contact_ns, orders->contact_ns);
+            atomic_store(&l->anchored, orders->generation);
             atomic_store(&l->armed, true);
             result = 0;
         } else {

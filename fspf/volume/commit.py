@@ -368,6 +368,12 @@ class Commits:
         self._promise(self._last_number, Anchor(self.generation, self.root_tag))
         self._log_end = log_end
 
+    @property
+    def anchored_generation(self) -> int:
+        """Newest generation that the CAS is known to have."""
+        lent = self._lent
+        return max(self.anchor.generation, lent.lane_anchored if lent is not None else 0)
+
     def catch_up(self) -> None:
         """Know of all records that were written so far; a commit that is under way ends first."""
         with self._turn:

@@ -54,6 +54,8 @@ class Mirror(Protocol):
 
     @property
     def lane_contact_ns(self) -> int: ...
+    @property
+    def lane_anchored(self) -> int: ...
     def lane_lend(self, log: LentLog, ring: LentRing, /) -> bool:
         """Let fsyncs write records of the log by themselves, from this state on."""
 

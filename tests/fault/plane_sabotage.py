@@ -10,12 +10,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
+from fspf.cas.embedded import EmbeddedCas
 from fspf.cas.hot import Ring
 from fspf.core.log import Batch
 from fspf.volume.commit import Commits
+from fspf.volume.inodes import InodeVolume
 from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
 from fspf.volume.volume import Volume
+from tests.fault.sabotage import Instead
 
 if TYPE_CHECKING:
     from tests.fault.plane_workload import PlaneSession
@@ -140,10 +143,45 @@ def commit_without_drain(_: PlaneSession) -> Iterator[None]:
 # -- one sync for record and anchor: COMMIT.md 9
 
 
-def ring_overwrites_unsynced_record(_: PlaneSession) -> AbstractContextManager[Any]:
+@contextmanager
+def ring_overwrites_unsynced_record(_: PlaneSession) -> Iterator[None]:
     """Forget in the CAS's ring that the volume does not have a record yet."""
-    patch: AbstractContextManager[Any] = mock.patch.object(Ring, "settle", lambda self, _generation: self.settle_all())
-    return patch
+    with (
+        mock.patch.object(Ring, "settle", lambda self, _generation: self.settle_all()),
+        mock.patch.object(EmbeddedCas, "lend_ring", return_value=None),
+    ):
+        yield
+
+
+@contextmanager
+def lane_overwrites_unsynced_record(_: PlaneSession) -> Iterator[None]:
+    """Do not tell the lane which records are needed."""
+    lend = Ring.lend
+
+    def without(self: Ring) -> Any:
+        length, end, newest, _kept = lend(self)
+        return length, end, newest, []
+
+    with mock.patch.object(Ring, "lend", without):
+        yield
+
+
+@contextmanager
+def lane_goes_on_beside_others(_: PlaneSession) -> Iterator[None]:
+    """Let the lane write records though the control plane has changed what it does not know of."""
+    drain = InodeVolume._drain
+
+    def without(self: InodeVolume) -> None:
+        mirror = self.mirror
+        if mirror is not None:
+            self.mirror = Instead(mirror, lane_pause=lambda: None)  # type: ignore[assignment]
+        try:
+            drain(self)
+        finally:
+            self.mirror = mirror
+
+    with mock.patch.object(InodeVolume, "_drain", without):
+        yield
 
 
 @contextmanager
@@ -180,6 +218,8 @@ def lease_ends_before_the_log_is_synced(_: PlaneSession) -> Iterator[None]:
 
 KEPT_SABOTAGES: Final[dict[str, tuple[str, str]]] = {  # what to see them with: a workload and a CAS
     "ring_overwrites_unsynced_record": ("plane_fsyncs", "embedded"),
+    "lane_overwrites_unsynced_record": ("plane_fsyncs", "embedded"),
+    "lane_goes_on_beside_others": ("plane_mixed", "embedded"),
     "log_never_synced": ("plane_fsyncs", "keeping"),
     "records_not_kept": ("plane_fsyncs", "embedded"),
     "lease_ends_before_the_log_is_synced": ("plane_fsyncs", "embedded"),
@@ -196,6 +236,8 @@ PLANE_SABOTAGES: Final[dict[str, Callable[[PlaneSession], AbstractContextManager
         fsync_without_content,
         commit_without_drain,
         ring_overwrites_unsynced_record,
+        lane_overwrites_unsynced_record,
+        lane_goes_on_beside_others,
         log_never_synced,
         records_not_kept,
         lease_ends_before_the_log_is_synced,

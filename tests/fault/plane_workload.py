@@ -20,6 +20,8 @@ from fspf.cas import hot
 from fspf.cas.embedded import EmbeddedCas
 from fspf.core.errors import FspfError
 from fspf.core.freshness import Freshness
+from fspf.core.log import Chain, follow
+from fspf.volume import opening
 from fspf.volume.commit import Commits, Prepared
 from fspf.volume.layout import Layout
 from fspf.volume.namespace import Namespace
@@ -86,6 +88,7 @@ class PlaneSession:
         self.volume: Volume | None = None
         self.inos: set[int] = set()
         self.logged = 0  # commits that were records of the intent log
+        self.by_lane = 0  # those of them that Python did not write
 
     # -- the CAS and commits, watched
 
@@ -115,6 +118,7 @@ class PlaneSession:
         """Read back what every commit wrote, and let others go on inside of it."""
         write_root, commit = Commits._write_root, Namespace.commit
         write_log, intend = Layout.write_log, Volume._intend
+        take_back = Commits._take_back
         newest_taken = [0]
 
         def read_back(generation: int, newest: int) -> None:
@@ -124,6 +128,33 @@ class PlaneSession:
                 tree = tree_in(seen)
             self.result.trees[generation] = tree
             self.history.commits[generation] = Commit(tree, newest)
+
+        def read_back_lane(generation: int) -> None:
+            """Records that the lane has written, perhaps several since anybody looked: each as if it were the last."""
+            newest = self.history.number
+
+            def cut_off(*arguments: Any, **named: Any) -> Chain:
+                chain = follow(*arguments, **named)
+                return chain._replace(records=tuple(each for each in chain.records if each.generation <= generation))
+
+            with (
+                mock.patch.object(opening, "follow", cut_off),
+                Volume.open(self.path, self.cas, read_only=True, accept_stale=True) as seen,
+            ):
+                assert seen.root_record is not None
+                assert seen.root_record.generation == generation
+                tree = tree_in(seen)
+            self.result.trees[generation] = tree
+            self.history.commits[generation] = Commit(tree, newest)
+            self.logged += 1
+            self.by_lane += 1
+
+        def take_back_and_read(this: Commits) -> None:
+            before = this.generation
+            take_back(this)
+            for generation in range(before + 1, this.generation + 1):
+                if generation not in self.result.trees:
+                    read_back_lane(generation)
 
         def write_and_read(this: Commits, prepared: Prepared, *, log_follows: bool) -> Anchor:
             self.meanwhile()
@@ -153,6 +184,7 @@ class PlaneSession:
 
         with (
             mock.patch.object(Commits, "_write_root", write_and_read),
+            mock.patch.object(Commits, "_take_back", take_back_and_read),
             mock.patch.object(Volume, "_intend", intend_and_let_others),
             mock.patch.object(Layout, "write_log", log_and_read),
             mock.patch.object(Namespace, "commit", flush_and_let_others),
@@ -170,7 +202,7 @@ class PlaneSession:
         assert self.volume is not None
         commits = self.volume._commits
         assert commits is not None
-        return commits.anchor.generation
+        return commits.anchored_generation
 
     def _promise(self, began: int, ino: int | None) -> None:
         generation = self._anchored()
@@ -602,6 +634,7 @@ def run_plane(
     sabotage: Callable[[PlaneSession], AbstractContextManager[Any]],
     *,
     cas: str = "memory",
+    broken: bool = False,
 ) -> None:
     """Run a workload; the volume is left as it is, as if the process was killed.
 
@@ -619,8 +652,12 @@ def run_plane(
         except OSError as exc:
             result.problems.append(f"a request failed: {exc}")
         mark("end of plane")
+        if session.volume is not None and session.volume._commits is not None:
+            session.volume._commits.catch_up()
         if session.mounted is not None:
             session.mounted.break_off()
             assert session.volume is not None
             session.volume.abandon()
+    if cas == "embedded" and not broken and not session.by_lane and name != "plane_churn":  # others flush all the time
+        result.problems.append("no fsync was done by the lane")
     result.problems += session.history.problems()

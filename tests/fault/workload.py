@@ -347,7 +347,9 @@ def run(
     if name in PLANE_WORKLOADS:
         result = Result()
         with sabotage.by_name("" if broken in PLANE_SABOTAGES else broken):
-            run_plane(name, seed, directory, result, mark, PLANE_SABOTAGES.get(broken, nothing), cas=cas)
+            run_plane(
+                name, seed, directory, result, mark, PLANE_SABOTAGES.get(broken, nothing), cas=cas, broken=bool(broken)
+            )
         return result
     session = Session(directory, mark, freshness=freshness, seed=seed, cas=cas)
     with engine_clock(session.clock), sabotage.by_name(broken), sabotage.commits_with(session.busy_store):
