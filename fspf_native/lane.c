@@ -702,7 +702,9 @@ static bool take_orders(lane *l, const lane_orders *o)
     };
     memcpy(l->now.tag, o->tag, TAG_LEN);
     memcpy(l->now.anchor_tag, o->tag, TAG_LEN);
-    memcpy(l->now.kept, o->kept, o->kept_count * sizeof *o->kept);
+    if (o->kept_count > 0) {
+        memcpy(l->now.kept, o->kept, o->kept_count * sizeof *o->kept);
+    }
     return true;
 }
 

@@ -174,7 +174,7 @@ def lane_goes_on_beside_others(_: PlaneSession) -> Iterator[None]:
     def without(self: InodeVolume) -> None:
         mirror = self.mirror
         if mirror is not None:
-            self.mirror = Instead(mirror, lane_pause=lambda: None)  # type: ignore[assignment]
+            self.mirror = Instead(mirror, lane_pause=lambda: None)
         try:
             drain(self)
         finally:

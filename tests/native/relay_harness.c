@@ -643,7 +643,9 @@ int main(int argc, char **argv)
     (void)pthread_join(receiver, NULL);
     (void)pthread_join(controller, NULL);
     CHECK(content_flush_all(the.r) == 0 || the.wild);
+    table_take_back(&the.names);
     (void)up_apply(&the.names);
+    CHECK(the.wild || leave || the.rounds < 1000 || the.names.by_lane > 0);
     if (!leave && !the.wild) {
         table_check(&the.names);
     }
