@@ -285,6 +285,9 @@ class Relay:
     def lane_contact_ns(self) -> int:
         """When the lane last reached the CAS, by CLOCK_BOOTTIME."""
     @property
+    def lane_is_armed(self) -> bool:
+        """Whether the lane may take something now."""
+    @property
     def lane_anchored(self) -> int:
         """Generation that the CAS had then."""
     def lane_lend(self, log: tuple[object, ...], ring: tuple[object, ...], /) -> bool:

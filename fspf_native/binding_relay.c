@@ -955,6 +955,12 @@ static PyObject *relay_lane_anchored(PyObject *self, void *closure)
     return PyLong_FromUnsignedLongLong(relay_of(self)->lane.anchored);
 }
 
+static PyObject *relay_lane_is_armed(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(relay_of(self)->lane.armed);
+}
+
 static int add_count(PyObject *dict, const char *prefix, const char *name, uint64_t value)
 {
     PyObject *key = PyUnicode_FromFormat("%s%s", prefix, name);
@@ -1001,7 +1007,7 @@ static PyObject *relay_stats_py(PyObject *self, PyObject *ignored)
              add_count(dict, "errors", "", r->stats.errors) || add_count(dict, "cached_inodes", "", inodes) ||
              add_count(dict, "cached_names", "", names) || add_count(dict, "cache_bytes", "", bytes) ||
              add_count(dict, "known_inodes", "", known) || add_count(dict, "pending", "", dirty) ||
-             add_count(dict, "evictions", "", evictions) ||
+             add_count(dict, "evictions", "", evictions) || add_count(dict, "lane_records", "", r->lane.records) ||
              add_count(dict, "threads", "", (uint64_t)r->thread_count) ||
              add_count(dict, "ring_threads", "", (uint64_t)r->ring_running);
     if (failed) {
@@ -1046,6 +1052,7 @@ static PyGetSetDef relay_attributes[] = {
     {"pending", relay_pending, NULL, "Rows and names that the database does not have.", NULL},
     {"changed_contents", relay_changed_contents, NULL, "Contents that may be ahead of their roots.", NULL},
     {"lane_contact_ns", relay_lane_contact, NULL, "When the lane last reached the CAS, by CLOCK_BOOTTIME.", NULL},
+    {"lane_is_armed", relay_lane_is_armed, NULL, "Whether the lane may take something.", NULL},
     {"lane_anchored", relay_lane_anchored, NULL, "Generation that the CAS had then.", NULL},
     {"wake_fd", relay_wake_fd, NULL, "Becomes readable when the kernel's side has ended.", NULL},
     {0},

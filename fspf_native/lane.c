@@ -519,6 +519,7 @@ static bool commit_taken(relay *r, lane *l, bool has_rows, const log_piece *piec
     now->contact_ns = heard_ns;
     atomic_store(&l->contact_ns, heard_ns);
     atomic_store(&l->anchored, now->generation);
+    atomic_fetch_add(&l->records, 1);
     return true;
 }
 

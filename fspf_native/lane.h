@@ -81,6 +81,7 @@ typedef struct lane {
     uint64_t waiting[LANE_MOST_WAITING];
     size_t waiting_count;
     _Atomic uint64_t contact_ns, anchored; /* when the CAS was reached last, and with which generation */
+    _Atomic uint64_t records;              /* that were made durable here, ever */
     /* of whoever leads */
     uint8_t *log_key, *state_key;
     uint8_t aad[HEADER_BYTES + PREFIX_BYTES], volume_id[16];
