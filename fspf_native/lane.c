@@ -465,16 +465,12 @@ static bool anchor(lane *l)
 
 /* ---- one commit, of whoever leads ---- */
 
-static bool note_ino(lane *l, uint64_t ino)
+/* Room to note them all, so that nothing can be lost of what is taken. */
+static bool reserve_inos(lane *l, size_t count)
 {
     lane_end *now = &l->now;
-    for (size_t i = now->ino_count; i > 0; i--) {
-        if (now->inos[i - 1] == ino) {
-            return true;
-        }
-    }
-    if (now->ino_count == l->ino_capacity) {
-        size_t capacity = 2 * l->ino_capacity + 16;
+    if (now->ino_count + count > l->ino_capacity) {
+        size_t capacity = 2 * l->ino_capacity + count + 16;
         uint64_t *grown = realloc(now->inos, capacity * sizeof *grown);
         if (grown == NULL) {
             return false;
@@ -482,22 +478,31 @@ static bool note_ino(lane *l, uint64_t ino)
         now->inos = grown;
         l->ino_capacity = capacity;
     }
-    now->inos[now->ino_count++] = ino;
     return true;
+}
+
+static void note_ino(lane *l, uint64_t ino)
+{
+    lane_end *now = &l->now;
+    for (size_t i = now->ino_count; i > 0; i--) {
+        if (now->inos[i - 1] == ino) {
+            return;
+        }
+    }
+    now->inos[now->ino_count++] = ino;
 }
 
 /* What was taken is written, or Python is told that it is not. */
 static bool commit_taken(relay *r, lane *l, bool has_rows, const log_piece *pieces, size_t piece_count)
 {
     lane_end *now = &l->now;
-    bool noted = true;
     for (size_t i = 0; i < piece_count; i++) {
-        noted = note_ino(l, pieces[i].ino) && noted;
+        note_ino(l, pieces[i].ino);
     }
     now->outcome = LANE_ROOT_DUE;
     uint8_t before[TAG_LEN];
     memcpy(before, now->tag, TAG_LEN);
-    if (!noted || make_frame(r, l, has_rows, pieces, piece_count) != 0 || now->log_end + l->frame.len > l->log_len) {
+    if (make_frame(r, l, has_rows, pieces, piece_count) != 0 || now->log_end + l->frame.len > l->log_len) {
         memcpy(now->tag, before, TAG_LEN);
         return false;
     }
@@ -529,7 +534,7 @@ static bool commit_once(relay *r, lane *l, const uint64_t *inos, size_t count)
         l->now.ino_count > LANE_MOST_ROWS) {
         return false;
     }
-    log_piece *pieces = malloc((count + 1) * sizeof *pieces);
+    log_piece *pieces = reserve_inos(l, count) ? malloc((count + 1) * sizeof *pieces) : NULL;
     if (pieces == NULL) {
         return false;
     }
@@ -542,7 +547,10 @@ static bool commit_once(relay *r, lane *l, const uint64_t *inos, size_t count)
     case TAKE_ALL:
         done = (!has_rows && piece_count == 0) || commit_taken(r, l, has_rows, pieces, piece_count);
         break;
-    case TAKE_LOST:
+    case TAKE_LOST: /* the next root has to flush them all */
+        for (size_t i = 0; i < count; i++) {
+            note_ino(l, inos[i]);
+        }
         l->now.outcome = LANE_ROOT_DUE;
         break;
     }

@@ -331,6 +331,7 @@ class EmbeddedCas:
                     state = sealer.open_state(volume_id, sealed_state, sealed_fixed, version)
                     known = _Known(sealer, version, sealed_fixed, state, count)
                     if hot is not None:
+                        hot.note_change()  # to whoever else knows it: entries by us do not count as changes
                         known.hot, known.ring, known.changes, known.pid = hot, Ring(hot), hot.changes, os.getpid()
             except BaseException:
                 if hot is not None:
@@ -432,7 +433,7 @@ class EmbeddedCas:
                 alone = _Alone(connection, hot)
                 yield alone
                 if hot is None and alone.heat:
-                    HotFile.make(path)
+                    stack.enter_context(HotFile.made(path))
             if hot is not None and alone.cool:
                 with contextlib.suppress(OSError):
                     os.unlink(path)

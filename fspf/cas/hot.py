@@ -22,6 +22,7 @@ _PAGE: Final = 4096  # entries begin and end at multiples of it: a torn write ha
 RING_LEN: Final = 1 << 20  # bytes of the file: a head of one page, then entries
 _LEAST_IN_A_RING: Final = 4  # versions: a larger one is not taken
 _SUFFIX: Final = "-hot-"
+_NEW: Final = ".new"
 
 _HEAD: Final = struct.Struct("<8sQQ")  # magic, changes of the row, settled version
 _HEAD_MAGIC: Final = b"FSPC-RNG"
@@ -131,27 +132,33 @@ class HotFile:
         """Whoever forgets a CAS without closing it leaves no file open, as it is with its database."""
         self.close()
 
-    @staticmethod
-    def make(path: str) -> None:
-        """Make the file, with its blocks, so that writing a version needs one sync and no metadata.
+    @classmethod
+    @contextlib.contextmanager
+    def made(cls, path: str) -> Iterator[None]:
+        """Make the file, with its blocks, so that writing a version needs one sync and no metadata; and keep it locked.
 
-        Only within a transaction of the database: whoever changes a row looks for this file within his.
+        Only within a transaction of the database: whoever changes a row looks for this file within his. The lock must
+        outlast the transaction: who finds the file before its end would take the row as it was before.
         """
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        new = path + _NEW
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        hot = cls(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         try:
-            os.pwrite(fd, _HEAD.pack(_HEAD_MAGIC, 0, 0).ljust(RING_LEN, b"\0"), 0)
-            os.fsync(fd)
-        except OSError:
+            with hot.lock():
+                os.pwrite(hot.descriptor, _HEAD.pack(_HEAD_MAGIC, 0, 0).ljust(RING_LEN, b"\0"), 0)
+                os.fsync(hot.descriptor)
+                os.rename(new, path)
+                directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(directory)
+                finally:
+                    os.close(directory)
+                yield
+        finally:
+            hot.close()
             with contextlib.suppress(OSError):
-                os.unlink(path)
-            raise
-        finally:
-            os.close(fd)
-        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+                os.unlink(new)
 
     def is_at(self, path: str) -> bool:
         """Tell whether it still has that name."""

@@ -376,6 +376,8 @@ class Commits:
 
     def catch_up(self) -> None:
         """Know of all records that were written so far; a commit that is under way ends first."""
+        if self._lent is None:
+            return
         with self._turn:
             while self._running:
                 self._turn.wait()
