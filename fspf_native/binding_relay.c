@@ -78,9 +78,9 @@ static int call_grow(void *context)
     CALL_BACK(context, "grow", NULL)
 }
 
-static int call_fsync(void *context, uint64_t ino, bool data_only)
+static int call_fsync(void *context, uint64_t ino, bool may_return)
 {
-    CALL_BACK(context, "fsync", "(Ki)", (unsigned long long)ino, (int)data_only)
+    CALL_BACK(context, "fsync", "(KO)", (unsigned long long)ino, may_return ? Py_True : Py_False)
 }
 
 static int call_drop_capability(void *context, uint64_t ino)

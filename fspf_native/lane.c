@@ -18,6 +18,7 @@
 #define ENTRY_HEAD 40u
 #define RING_HEAD 24u
 #define LEAST_IN_A_RING 4u
+#define MOST_TRIES 4u
 #define MOST_RECORD (128u << 10) /* in the ring */
 
 /* ---- bytes ---- */
@@ -610,6 +611,21 @@ bool lane_fsync(relay *r, uint64_t ino)
     pthread_cond_broadcast(&l->done);
     pthread_mutex_unlock(&l->lock);
     return done;
+}
+
+int lane_or_upcall(relay *r, uint64_t ino)
+{
+    /* Who waited for a commit of Python's that did not serve him comes back: the lane was lent again by it. Else all who
+     * came during one of Python's would make up the next one, and so on. */
+    for (unsigned tries = 0;; tries++) {
+        if (lane_fsync(r, ino)) {
+            return 0;
+        }
+        int error = r->up.fsync(r->up.context, ino, tries < MOST_TRIES);
+        if (error >= 0) {
+            return -error;
+        }
+    }
 }
 
 /* ---- lending ---- */

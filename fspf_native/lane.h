@@ -106,6 +106,8 @@ void lane_pause_gate_held(lane *l);
 bool lane_take_back(lane *l, lane_end *out);
 /* An fsync of a content (0: of rows only); false if it is the caller's to do. */
 bool lane_fsync(relay *r, uint64_t ino);
+/* The same, done by whoever can: the lane or an upcall. 0 or -errno. */
+int lane_or_upcall(relay *r, uint64_t ino);
 
 /* For content.c: encode the rows for the record; false when out of memory. */
 bool lane_encode_rows(lane *l, const drained *rows);

@@ -154,8 +154,6 @@ int op_write(request *req)
 
 int op_fsync(request *req)
 {
-    struct fuse_fsync_in in;
-    memcpy(&in, req->arg, sizeof in);
     inode *node = NULL;
     relay *r = req->r;
     if (r->options.read_only) {
@@ -169,10 +167,7 @@ int op_fsync(request *req)
         result = content_prepare_log(r, node);
     }
     node_put(req->r, node);
-    if (result != 0 || lane_fsync(r, req->in->nodeid)) {
-        return result;
-    }
-    return -r->up.fsync(r->up.context, req->in->nodeid, (in.fsync_flags & 1) != 0);
+    return result != 0 ? result : lane_or_upcall(r, req->in->nodeid); /* a commit has metadata, too: fdatasync is the same */
 }
 
 int op_flush(request *req)
@@ -441,5 +436,5 @@ int op_release(request *req)
 int op_fsyncdir(request *req)
 {
     relay *r = req->r;
-    return r->options.read_only || lane_fsync(r, 0) ? 0 : -r->up.fsync(r->up.context, 0, false);
+    return r->options.read_only ? 0 : lane_or_upcall(r, 0);
 }

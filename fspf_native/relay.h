@@ -32,7 +32,8 @@ typedef struct {
     int (*inherit)(void *context, uint64_t dir, uint64_t ino, uint32_t mode);
     int (*drain)(void *context);
     int (*grow)(void *context);
-    int (*fsync)(void *context, uint64_t ino, bool data_only);
+    /* Negative, only if `may_return`: the lane can do it now. */
+    int (*fsync)(void *context, uint64_t ino, bool may_return);
     int (*drop_capability)(void *context, uint64_t ino);
     /* May an attribute be set with these flags of setxattr(2)? */
     int (*check_xattr)(void *context, uint64_t ino, const char *name, uint32_t flags);

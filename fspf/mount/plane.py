@@ -216,9 +216,18 @@ class Plane:
 
         return self._guarded("create", check)
 
-    def fsync(self, ino: int, data_only: int) -> int:  # a commit has both
-        """Commit: the content of *ino* (0: none), which may be left to the intent log, and all rows."""
-        return self._guarded("fsync", lambda: self._volume.fsync(Ino(ino) if ino else None))
+    def fsync(self, ino: int, may_return: bool, /) -> int:  # noqa: FBT001  # called by native code
+        """Commit: the content of *ino* (0: none), which may be left to the intent log, and all rows.
+
+        Args:
+            may_return: Return -1 if another's commit was waited for and the lane can do this one now.
+        """
+        done = [True]
+
+        def commit() -> None:
+            done[0] = self._volume.fsync_or_return(Ino(ino) if ino else None, may_return=may_return)
+
+        return self._guarded("fsync", commit) or (0 if done[0] else -1)
 
     def drop_capability(self, ino: int) -> int:
         """Take security.capability from a file that was changed."""

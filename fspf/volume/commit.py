@@ -152,11 +152,14 @@ class Commits:
 
     # -- group commit
 
-    def commit(self, *, everything: bool, closing: bool = False, ino: int | None = None) -> None:
+    def commit(
+        self, *, everything: bool, closing: bool = False, ino: int | None = None, may_return: bool = False
+    ) -> bool:
         """Return when all that was done before this call is committed as the freshness mode promises.
 
         Args:
             everything: All contents; otherwise those that are flushed, and that of *ino*.
+            may_return: After waiting for a commit that did not serve this call, return False if the lane can.
 
         Raises:
             OSError: The host refused a write (ENOSPC: nothing is lost, the next commit tries again).
@@ -171,7 +174,9 @@ class Commits:
                 self._turn.wait()
                 if self._served >= mine and not everything and not closing:
                     self._raise_failure_of(mine)
-                    return
+                    return True
+                if may_return and self._is_lent():
+                    return False
             self._running = True
             before, serves = self._served, self._tickets
             inos, self._waiting = self._waiting, set()
@@ -188,6 +193,10 @@ class Commits:
                 if failure is not None:
                     self._failures.append((before, serves, failure))
                 self._turn.notify_all()
+        return True
+
+    def _is_lent(self) -> bool:
+        return self._lent is not None and not self._running
 
     def _raise_failure_of(self, ticket: int) -> None:
         """Raise what the commit that served *ticket* raised."""

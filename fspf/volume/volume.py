@@ -461,6 +461,12 @@ class Volume(Files):
                     self.flush_content(content)
         self._commits.commit(everything=False, ino=ino)
 
+    def fsync_or_return(self, ino: Ino | None, *, may_return: bool) -> bool:
+        """Do the same for the data plane; False: it can do it itself, nothing was done."""
+        self.check_writable()
+        assert self._commits is not None
+        return self._commits.commit(everything=False, ino=ino, may_return=may_return)
+
     def _intend(self, inos: set[int]) -> Intended | None:
         """Take what a record of the intent log is to hold for an fsync of *inos*; None: a commit is due instead.
 

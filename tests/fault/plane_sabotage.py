@@ -126,17 +126,17 @@ def commit_without_drain(_: PlaneSession) -> Iterator[None]:
         finally:
             self.lock.on_enter = drain
 
-    fsync = Volume.fsync
+    fsync = Volume.fsync_or_return
 
-    def fsync_without(self: Volume, ino: Any = None) -> None:
+    def fsync_without(self: Volume, ino: Any, *, may_return: bool) -> bool:
         drain = self.lock.on_enter
         self.lock.on_enter = None
         try:
-            fsync(self, ino)
+            return fsync(self, ino, may_return=may_return)
         finally:
             self.lock.on_enter = drain
 
-    with mock.patch.object(Volume, "_prepare", without), mock.patch.object(Volume, "fsync", fsync_without):
+    with mock.patch.object(Volume, "_prepare", without), mock.patch.object(Volume, "fsync_or_return", fsync_without):
         yield
 
 
