@@ -127,7 +127,7 @@ class Commits:
         self._log_refused = False
         self.logged = 0  # records written
         # A CAS that keeps records makes them durable with the anchor; the log's own sync follows when it has to.
-        keeps = record.freshness.mode is FreshnessMode.STRICT
+        keeps = record.freshness.mode is not FreshnessMode.NONE
         self._keeper: RecordKeeper | None = cas if keeps and isinstance(cas, RecordKeeper) else None
         self._lender: RingLender | None = cas if keeps and isinstance(cas, RingLender) else None
         self._log_synced = self.generation  # the log has all records up to it durably, or needs them no more
@@ -311,7 +311,7 @@ class Commits:
 
     def _advance_with(self, new: Anchor, frame: bytes) -> bool:
         """Let the CAS make record and anchor durable together; False: whether it did is for `_advance` to find out."""
-        if self._keeper is None:
+        if self._keeper is None or not self._is_anchored():
             return False
         try:
             kept = self._keeper.advance_with(
@@ -329,7 +329,7 @@ class Commits:
     def _lend_out(self) -> None:
         """Let the data plane go on from here by itself."""
         descriptor = self._layout.log_descriptor
-        if self._lender is None or self._log_end is None or descriptor is None:
+        if self._lender is None or self._log_end is None or descriptor is None or not self._is_anchored():
             return
         ring = self._lender.lend_ring(self._volume_id)
         if ring is None:
@@ -547,6 +547,11 @@ class Commits:
                 while self._pending and self._pending[0].anchor.generation <= newest.anchor.generation:
                     self._pending.popleft()
                 self._lag.notify_all()
+
+    def _is_anchored(self) -> bool:
+        """Tell whether the CAS has every state so far; in strict mode, always."""
+        with self._lag:
+            return not self._pending and not self._anchoring and self._cas_failure is None
 
     def _drain(self) -> None:
         """Wait until the CAS has every root written so far."""

@@ -63,6 +63,16 @@ class Session:
                 return
         raise AssertionError("nothing is lent")
 
+    def lend_in_turn(self) -> None:
+        """The same where each state is anchored only after the fsync was answered."""
+        for number in range(20):
+            self.kernel.write(self.busy, 0, b"%d" % number)
+            self.kernel.fsync(self.busy)
+            if self.mounted.plane.relay.lane_is_armed:
+                return
+            self.commits._drain()
+        raise AssertionError("nothing is lent")
+
     def by_lane(self, action: Callable[[], object]) -> int:
         """How many records the lane wrote meanwhile."""
         before = self.mounted.plane.relay.stats()
@@ -327,10 +337,28 @@ def test_what_rows_do_not_tell_is_left_to_python(session: Session, change: Calla
     opened(found, session.tree())
 
 
-@pytest.mark.parametrize("freshness", [Freshness.bounded(1000), Freshness.none()], ids=str)
-def test_other_modes_go_without(scratch: Path, freshness: Freshness) -> None:
-    with made_in(scratch, freshness=freshness) as session, pytest.raises(AssertionError, match="nothing is lent"):
+def test_without_freshness_it_goes_without(scratch: Path) -> None:
+    with (
+        made_in(scratch, freshness=Freshness.none()) as session,
+        pytest.raises(AssertionError, match="nothing is lent"),
+    ):
         session.lend()
+
+
+def test_in_bounded_mode_it_anchors_at_once(scratch: Path) -> None:
+    """One sync either way; the CAS then does not lag at all."""
+    with made_in(scratch, freshness=Freshness.bounded(60_000)) as session:
+        for _ in range(3):
+            session.commits._drain()
+            session.volume.commit()
+        session.commits._drain()
+        session.lend_in_turn()
+        for number in range(5):
+            session.kernel.write(session.busy, number * CHUNK, b"bounded" * 100)
+            assert session.by_lane(lambda: session.kernel.fsync(session.busy)) == 1
+        session.commits.catch_up()
+        assert session.cas.fetch(session.volume.header.volume_id).anchor.generation == session.commits.generation
+        opened(session.kill(lose_log=True), session.tree())
 
 
 def test_what_others_change_in_the_cas_is_kept(session: Session) -> None:
