@@ -7,6 +7,8 @@
 
 #include "meta.h"
 
+#include <time.h>
+
 #define LANE_MOST_WAITING 64u
 #define LANE_MOST_KEPT 256u
 #define LANE_MOST_ROWS 512u /* of a record; as in fspf/volume/intent.py */
@@ -15,6 +17,7 @@
 #define PREFIX_BYTES 20u
 
 typedef struct relay relay;
+typedef struct log_piece log_piece;
 
 typedef struct {
     uint64_t generation, version, place;
@@ -109,8 +112,19 @@ bool lane_fsync(relay *r, uint64_t ino);
 /* The same, done by whoever can: the lane or an upcall. 0 or -errno. */
 int lane_or_upcall(relay *r, uint64_t ino);
 
-/* For content.c: encode the rows for the record; false when out of memory. */
+/* ---- lane_encode.c; by whoever leads ---- */
+
+/* Encode the rows for the record; false when out of memory. */
 bool lane_encode_rows(lane *l, const drained *rows);
+/* 0, or -1: no memory, no randomness. l->frame has the record then, l->now.tag its tag. */
+int lane_make_frame(relay *r, lane *l, bool has_rows, const log_piece *pieces, size_t piece_count);
+/* The same of the entry that anchors it: l->entry. */
+int lane_make_entry(lane *l, uint64_t expires_ns);
+void lane_buffer_free(lane_buffer *b);
+uint64_t lane_clock_ns(clockid_t which);
+
+/* ---- for content.c ---- */
+
 /* May it take something now? `gate` is held for writing. */
 bool lane_may_take(const lane *l);
 

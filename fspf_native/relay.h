@@ -185,10 +185,10 @@ int content_flush(relay *r, inode *node);
 int content_prepare_log(relay *r, inode *node);
 
 /* What the intent log is to have of one content: everything since it, or a flush, last had it. */
-typedef struct {
+struct log_piece {
     uint64_t ino;
     captured what;
-} log_piece;
+};
 /* Take the changes of these contents and everything that the database does not have, as of one instant. *complete:
  * not when some content changed too much; it must be flushed then. 0, or -1 when out of memory: what was taken of
  * contents is lost to the log, and flushing them makes up for it. */
