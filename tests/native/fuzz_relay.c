@@ -91,7 +91,9 @@ static void serve(rig *g, input *more, uint32_t opcode, uint64_t ino, size_t arg
             CHECK(there.unique == g->unique && replies == 0);
             answer(g, more, there.opcode);
             do {
-                got = recv(g->device, reply, sizeof reply, 0); /* a notification may come first */
+                do {
+                    got = recv(g->device, reply, sizeof reply, 0); /* a notification may come first */
+                } while (got < 0 && errno == EINTR); /* the fuzzer's own clock */
                 CHECK(got >= (ssize_t)sizeof(struct fuse_out_header));
             } while (((struct fuse_out_header *)(void *)reply)->unique == 0);
             replies++;
