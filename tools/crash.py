@@ -30,7 +30,12 @@ def explore(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="fspf-crash-", dir=SCRATCH) as name:
         scratch = Path(name)
         recording = record_workload(
-            options.workload, options.seed, scratch, freshness=options.freshness, broken=options.broken
+            options.workload,
+            options.seed,
+            scratch,
+            freshness=options.freshness,
+            broken=options.broken,
+            cas=options.cas,
         )
         print(f"{options.workload}, seed {options.seed}: {len(recording.trace.events)} steps,", end=" ", flush=True)
         passed = ["--keep", str(options.keep), "--seed", str(options.seed), "--recoveries", str(options.recoveries)]
@@ -80,6 +85,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--freshness", default="strict")
     parser.add_argument("--states", type=int, default=0, help="check so many, chosen by the seed; default: all")
+    parser.add_argument(
+        "--cas",
+        default="memory",
+        choices=["memory", "keeping", "embedded"],
+        help="keeping: with records of the log, for plane_*; embedded: its files crash along",
+    )
     parser.add_argument("--recoveries", type=int, default=0, help="crash that many recoveries again")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument(

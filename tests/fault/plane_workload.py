@@ -23,7 +23,7 @@ from fspf.core.freshness import Freshness
 from fspf.core.log import Chain, follow
 from fspf.volume import opening
 from fspf.volume.commit import Commits, Prepared
-from fspf.volume.layout import Layout
+from fspf.volume.layout import Layout, sync_directory
 from fspf.volume.namespace import Namespace
 from fspf.volume.volume import Volume
 from tests.fault.memcas import KeepingCas, MemoryCas
@@ -76,6 +76,7 @@ class PlaneSession:
         self.cas: MemoryCas | BusyCas
         if cas == "embedded":  # in the same trace: what it had not synced is lost as well
             (directory / CAS).mkdir()
+            sync_directory(directory)  # it was there before
             self.cas = BusyCas(str(directory / CAS / "cas.sqlite"), vfs="unix-excl")  # nothing mapped: traceable
             self.cas.before = self.meanwhile
         else:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fspf.cas import EmbeddedCas
 from fspf.core.freshness import Freshness
+from fspf.volume.layout import sync_directory
 from fspf.volume.rekey import rekey
 from fspf.volume.volume import Volume
 from tests.fault import sabotage
@@ -72,6 +73,7 @@ class Session:
             memory.before, memory.after = self._before, self._after
         else:  # in the same trace: what it had not synced is lost as well
             (directory / CAS).mkdir()
+            sync_directory(directory)  # it was there before
             self.cas = EmbeddedCas(str(directory / CAS / "cas.sqlite"), vfs="unix-excl")  # nothing mapped: traceable
         self.pair: Pair | None = None
         self.others: Callable[[], None] | None = None  # what others do while a commit waits for disk or CAS
