@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from fspf.core.errors import CasError
+
 if TYPE_CHECKING:
     import builtins
     from collections.abc import Sequence
@@ -61,3 +63,29 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Let go of files and connections. Idempotent."""
+
+
+def check_transaction(compare: Sequence[Compare], put: Sequence[Put]) -> None:
+    """Refuse what some store would refuse, so that all do.
+
+    Raises:
+        CasError: A key or value is too long, or there are too many.
+    """
+    if len(compare) + len(put) > MAX_TRANSACTION:
+        raise CasError(f"a transaction has at most {MAX_TRANSACTION} compares and puts, not {len(compare) + len(put)}")
+    keys = [one.key for one in put]
+    if len(set(keys)) != len(keys):
+        raise CasError("a transaction puts each key once")
+    for key in (*keys, *(one.key for one in compare)):
+        check_key(key)
+    for one in put:
+        if one.value is not None and len(one.value) > MAX_VALUE_LEN:
+            raise CasError(f"a value has at most {MAX_VALUE_LEN} bytes, not {len(one.value)}: {one.key[:80]!r}")
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that some store cannot keep. Raises `CasError`."""
+    if not key or len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_LEN:
+        raise CasError(f"a key has 1 to {MAX_KEY_LEN} bytes: {key[:80]!r}")
+    if not key.isprintable():  # PostgreSQL knows no NUL, nobody needs the others
+        raise CasError(f"a key is printable text: {key[:80]!r}")

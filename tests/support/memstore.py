@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from fspf.cas.store import ABSENT, Compare, Entry, Put
+from fspf.cas.store import ABSENT, Compare, Entry, Put, check_transaction
 from fspf.core.errors import CasUnreachableError
 
 
@@ -42,6 +42,7 @@ class MemoryStore:
         return sorted((key, entry) for key, entry in self.entries.items() if key.startswith(prefix))
 
     async def transact(self, compare: Sequence[Compare], put: Sequence[Put]) -> int | None:
+        check_transaction(compare, put)
         await asyncio.sleep(0)
         failure = self._failures.pop(0) if self._failures else None
         if failure is False:
