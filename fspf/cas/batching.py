@@ -61,7 +61,7 @@ class Batcher(Generic[T, R]):
         """Wait for what was asked for."""
         self._closed = True
         if self._workers:
-            await asyncio.gather(*self._workers)
+            await asyncio.gather(*self._workers, return_exceptions=True)  # each caller was told
 
     async def _work(self) -> None:
         while batch := self._take():

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 ABSENT: Final = 0  # the revision of a key that has no value
 MAX_KEY_LEN: Final = 512  # bytes of UTF-8
-MAX_VALUE_LEN: Final = 1 << 20  # bytes, sealed; etcd refuses requests above 1.5 MiB
+MAX_VALUE_LEN: Final = 1 << 20  # bytes; etcd refuses requests above 1.5 MiB
+SEALING_ROOM: Final = 64  # bytes that a sealed value may be longer
 MAX_TRANSACTION: Final = 64  # compares and puts together; etcd refuses more than 128
 
 
@@ -79,7 +80,7 @@ def check_transaction(compare: Sequence[Compare], put: Sequence[Put]) -> None:
     for key in (*keys, *(one.key for one in compare)):
         check_key(key)
     for one in put:
-        if one.value is not None and len(one.value) > MAX_VALUE_LEN:
+        if one.value is not None and len(one.value) > MAX_VALUE_LEN + SEALING_ROOM:
             raise CasError(f"a value has at most {MAX_VALUE_LEN} bytes, not {len(one.value)}: {one.key[:80]!r}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import ssl
 import time
@@ -240,8 +241,9 @@ class EtcdStore:
         endpoint = self._options.endpoints[self._at % len(self._options.endpoints)]
         seen = self._revision
         self.requests += 1
+        data = io.BytesIO(json.dumps(body).encode())  # aiohttp sends a file in pieces, other tasks run between them
         try:
-            async with session.post(f"{self._scheme}://{endpoint}{path}", data=json.dumps(body).encode()) as response:
+            async with session.post(f"{self._scheme}://{endpoint}{path}", data=data) as response:
                 raw = await response.read()
                 status = response.status
         except aiohttp.ClientConnectorError as exc:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from fspf.cas.open_store import open_store
+from fspf.cas.sealed_store import SealedStore
 from fspf.cas.store import Store
+from fspf.core.keys import SecretKey
 from tests.support.etcd import EtcdCluster, running_etcd
 from tests.support.memstore import MemoryStore
 from tests.support.postgresql import Postgresql, running_postgresql
@@ -41,7 +43,7 @@ def postgresql(scratch_root: Path) -> Iterator[Postgresql]:
 
 
 SERVERS = {"etcd": "etcd_one", "etcd-3-nodes": "etcd_three", "postgresql": "postgresql"}  # the fixture of each
-STORES = ("memory", "sqlite", *SERVERS)
+STORES = ("memory", "sqlite", *SERVERS, "sealed")
 
 
 # Of session scope, so that a server is started before the test that first needs it looks at what is running.
@@ -75,12 +77,13 @@ def shared_opener(shared_server: EtcdCluster | Postgresql | str, scratch: Path) 
 
 def opener_of(server: EtcdCluster | Postgresql | str, scratch: Path) -> Opener:
     """Return what opens a new store of one kind."""
-    if server == "memory":
+    if server in {"memory", "sealed"}:
         memory = MemoryStore()
+        key = SecretKey.generate()
 
         async def open_memory() -> Store:
             await asyncio.sleep(0)
-            return memory
+            return memory if server == "memory" else SealedStore(memory, key)
 
         return open_memory
     if isinstance(server, str):

@@ -54,9 +54,11 @@ NOT_IN_CORE: Final = {
 
 # Third parties that belong to one package.
 ONLY_IN: Final = {
+    "aiohttp": {"fspf.cas"},
     "apsw": {"fspf.volume", "fspf.cas"},
     "argparse": {"fspf.cli"},
     "fsspec": {"fspf.fsspec"},
+    "psycopg": {"fspf.cas"},
     "pyfuse3": {"fspf.mount"},
     "rich": {"fspf.cli"},
     "trio": {"fspf.mount"},
