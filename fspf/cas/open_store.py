@@ -14,20 +14,18 @@ from fspf.core.errors import UsageError
 
 if TYPE_CHECKING:
     from fspf.cas.store import Store
-    from fspf.cas.store_sqlite import Guard
 
 ETCD_ENVIRONMENT: Final = {"ca": "FSPF_ETCD_CA", "cert": "FSPF_ETCD_CERT", "key": "FSPF_ETCD_KEY"}
 _FORMS: Final = "sqlite:///path, etcd://host:port,host:port/prefix or postgresql://user@host/database"
 
 
-async def open_store(url: str, *, create: bool = False, guard: Guard | None = None) -> Store:
+async def open_store(url: str, *, create: bool = False) -> Store:
     """Open the store that *url* names.
 
     Args:
         url: For etcd, `?ca=…&cert=…&key=…` name PEM files (or the variables of `ETCD_ENVIRONMENT` do) and
             `?cluster=…` the id of the only cluster to be accepted.
         create: Whether a store may be made where there is none.
-        guard: Watches a SQLite store, see `fspf.cas.counter`.
 
     Raises:
         UsageError: *url* names no store.
@@ -35,15 +33,13 @@ async def open_store(url: str, *, create: bool = False, guard: Guard | None = No
     """
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if guard is not None and parts.scheme != "sqlite":
-        raise UsageError("a counter guards a SQLite store; etcd and PostgreSQL are guarded by their quorum or replicas")
     if parts.scheme == "sqlite":
         if parts.netloc or not parts.path.strip("/") or options:
             raise UsageError(f"{url!r} names no file: sqlite:///var/lib/fspf/cas.sqlite")
         from fspf.cas.store_sqlite import SqliteStore
 
         path = unquote(parts.path)
-        return await asyncio.to_thread(lambda: SqliteStore(path, create=create, guard=guard))
+        return await asyncio.to_thread(lambda: SqliteStore(path, create=create))
     if parts.scheme == "etcd":
         from fspf.cas.store_etcd import DEFAULT_PREFIX, EtcdOptions, EtcdStore
 

@@ -13,7 +13,7 @@ import os
 import stat
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 import apsw
 
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 APPLICATION_ID: Final = 0x46535053  # "FSPS"; PRAGMA application_id
 SCHEMA_VERSION: Final = 1  # PRAGMA user_version
 MAX_BATCH: Final = 512  # transactions in one commit: bounds what one answer waits for
 _CACHE_KIB: Final = 16384
+_RESTORE: Final = "restore it from a backup"
 
 _SCHEMA: Final = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -59,8 +62,8 @@ class Guard(Protocol):
     def settled(self) -> bool:
         """Whether all that was committed may be shown."""
 
-    def open(self, state: bytes | None, rows: Iterable[Row]) -> None:
-        """Check a file that was just opened. Raises `RolledBackError`."""
+    def open(self, state: bytes | None, rows: Iterable[Row], *, begin: bool) -> None:
+        """Check a file that was just opened; with *begin*, one that was not watched so far. Raises `RolledBackError`."""
 
     def write(self, removed: Iterable[Row], added: Iterable[Row]) -> bytes:
         """Return the state to be stored with this change."""
@@ -95,23 +98,21 @@ class SqliteStore:
     before anything else is answered, so that what a read tells stays true.
     """
 
-    def __init__(self, path: str, *, guard: Guard | None = None, create: bool = True, vfs: str | None = None) -> None:
+    def __init__(self, path: str, *, create: bool = True, vfs: str | None = None) -> None:
         """Open the file, or make it.
 
         Args:
             path: The file; `path.lock`, `path-wal` and `path-shm` come beside it.
-            guard: Tells whether the file is the newest; see `fspf.cas.counter`.
             create: Whether the file may be made.
             vfs: SQLite VFS, for tests that inject faults.
 
         Raises:
             CasError: Another process serves from it, there is none, or it is something else or damaged.
             CasUnreachableError: It cannot be read or written.
-            RolledBackError: It is older than the guard remembers.
         """
         self.path: Final = os.path.realpath(path)
         self._vfs = vfs
-        self._guard = guard
+        self._guard: Guard | None = None
         self._reader: apsw.Connection | None = None
         self._writer: apsw.Connection | None = None
         self._revision = 0
@@ -134,8 +135,6 @@ class SqliteStore:
                         raise CasError(f"there is no store {self.path}: make it with fspf cas init, or put it back")
                     self._make()
                 self._connect()
-                if guard is not None:
-                    self._open_guard(guard)
             except BaseException:
                 self._disconnect()
                 os.close(self._lock)
@@ -144,6 +143,26 @@ class SqliteStore:
     @property
     def url(self) -> str:
         return f"sqlite://{self.path}"
+
+    async def watch(self, guard: Guard, *, begin: bool = False) -> None:
+        """Have *guard* check the file, and every change from here on. Before anything else is done with the store's values.
+
+        Args:
+            guard: See `fspf.cas.counter`.
+            begin: Whether the file may be one that was not watched so far, as a new one is.
+
+        Raises:
+            RolledBackError: It is older than the guard remembers: the store serves nothing.
+        """
+        self._check_open()
+        assert self._guard is None
+        assert self._thread is None
+        self._guard = guard
+        try:
+            await asyncio.to_thread(self._open_guard, guard, begin=begin)
+        except FspfError as exc:
+            self._fatal = exc
+            raise
 
     # -- reads: on the event loop
 
@@ -273,7 +292,7 @@ class SqliteStore:
             # What an interrupted commit left in the log counts from here on: have it on the disk before it is shown.
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             if self._guard is not None:
-                self._guard.open(self._meta("guard"), self._rows())
+                self._guard.open(self._guard_state(), self._rows(), begin=False)
             with self._wake:
                 self._broken = ""
         self._settle()
@@ -423,7 +442,7 @@ class SqliteStore:
                 f"{self.path} is not a file: name the store itself, such as sqlite:///var/lib/fspf/cas.sqlite"
             )
         if status.st_size == 0:
-            raise CasError(f"the store {self.path} is empty: it was cut off; restore it from a backup")
+            raise CasError(f"the store {self.path} is empty: it was cut off; {_RESTORE}")
         self._writer = self._open_connection(apsw.SQLITE_OPEN_READWRITE)
         application_id = self._writer.execute("PRAGMA application_id").get
         version = self._writer.execute("PRAGMA user_version").get
@@ -433,7 +452,7 @@ class SqliteStore:
             raise UnsupportedFormatError(
                 f"the store {self.path} is of version {version}, this program knows {SCHEMA_VERSION}: use a newer fspf"
             )
-        self._revision = self._meta("revision")
+        self._revision = self._meta("revision", int)
         self._reader = self._open_connection(apsw.SQLITE_OPEN_READWRITE)
         self._reader.execute("PRAGMA query_only = ON")
 
@@ -446,18 +465,27 @@ class SqliteStore:
         )
         return connection
 
-    def _meta(self, name: str) -> Any:
+    def _meta(self, name: str, kind: type[T]) -> T:
         assert self._writer is not None
-        return self._writer.execute("SELECT value FROM meta WHERE name = ?", (name,)).get
+        value = self._writer.execute("SELECT value FROM meta WHERE name = ?", (name,)).get
+        if not isinstance(value, kind):
+            raise CasError(f"the store {self.path} is damaged: its entry {name!r} is no {kind.__name__}; {_RESTORE}")
+        return value
+
+    def _guard_state(self) -> bytes | None:
+        assert self._writer is not None
+        found = self._writer.execute("SELECT 1 FROM meta WHERE name = 'guard'").fetchone()
+        return None if found is None else self._meta("guard", bytes)
 
     def _rows(self) -> Iterator[Row]:
         assert self._writer is not None
         for row in self._writer.execute("SELECT key, value, revision FROM entry"):
             yield Row(*row)
 
-    def _open_guard(self, guard: Guard) -> None:
-        guard.open(self._meta("guard"), self._rows())
-        guard.settle(self._commit_nothing, final=False)
+    def _open_guard(self, guard: Guard, *, begin: bool) -> None:
+        with self._translated():
+            guard.open(self._guard_state(), self._rows(), begin=begin)
+            guard.settle(self._commit_nothing, final=False)
 
     def _disconnect(self) -> None:
         writer, reader, self._writer, self._reader = self._writer, self._reader, None, None
@@ -487,8 +515,8 @@ class SqliteStore:
             ) from None
         except apsw.NotADBError:
             raise CasError(f"{self.path} is not a store of a CAS server of fspf") from None
-        except apsw.CorruptError:
-            raise CasError(f"the store {self.path} is damaged: restore it from a backup") from None
+        except (apsw.CorruptError, UnicodeDecodeError):
+            raise CasError(f"the store {self.path} is damaged: {_RESTORE}") from None
         except apsw.Error as exc:
             raise CasError(f"the store {self.path}: {exc}") from None
         except OSError as exc:
