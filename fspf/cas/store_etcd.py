@@ -254,13 +254,15 @@ class EtcdStore:
             raise _Unknown(f"{endpoint}: {str(exc) or type(exc).__name__}") from None
         try:
             answer = json.loads(raw)
+            if not isinstance(answer, dict):
+                raise TypeError
             if status != 200:
                 raise self._complaint(endpoint, status, answer)
             self._check(endpoint, answer["header"], seen)
         except (ValueError, KeyError, TypeError):
             raise _Unknown(f"{endpoint} does not speak as etcd does (HTTP status {status}, {raw[:80]!r})") from None
         else:
-            return dict(answer)
+            return answer
 
     def _complaint(self, endpoint: str, status: int, answer: Mapping[str, Any]) -> Exception:
         message = str(answer.get("error") or answer.get("message") or f"HTTP status {status}")[:200]
