@@ -6,6 +6,7 @@ Malformed and altered structures are in `tests/unit/attestation/test_tpm.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from fspf.attestation import AttestationError, Claims, Trust, match, verify
 from fspf.attestation.make import Options, make_evidence
 from fspf.attestation.make_tpm import Tpm
 from fspf.core.errors import UsageError
-from tests.support.swtpm import Swtpm, software_tpm
+from tests.support.swtpm import Swtpm, running_swtpm
 
 BINDING = bytes(range(32))
 PCRS = {"sha256": (0, 11)}
@@ -22,8 +23,10 @@ SIGNING = "restricted|sign|fixedtpm|fixedparent|sensitivedataorigin|userwithauth
 
 
 @pytest.fixture(scope="module")
-def swtpm() -> Iterator[Swtpm]:
-    with software_tpm() as running:
+def swtpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swtpm]:
+    with running_swtpm(tmp_path_factory.mktemp("tpm") / "state") as running:
+        running.tool("tpm2_pcrallocate", "sha256:all+sha384:all")
+        running.restart()
         yield running
 
 
@@ -48,19 +51,19 @@ def test_quote_is_verified(tpm: Tpm) -> None:
     assert set(claims.values["pcrs"]) == {("sha256", 0), ("sha256", 11)}
 
 
-def test_key_of_a_tpm_is_always_the_same(swtpm: Swtpm, tpm: Tpm) -> None:
+def test_key_of_a_tpm_is_always_the_same(swtpm: Swtpm, tpm: Tpm, scratch: Path) -> None:
     again = Tpm(swtpm.tcti, ak="0x81010102")
     again.create_ak()
     assert again.ak_id() == tpm.ak_id()
-    with software_tpm() as another:
+    with running_swtpm(scratch / "state") as another:
         other = Tpm(another.tcti)
         other.create_ak()
         assert other.ak_id() != tpm.ak_id()
 
 
-def test_measured_boot_decides() -> None:
+def test_measured_boot_decides(scratch: Path) -> None:
     """What a policy expects after the right measurement is not what is there after one more, or after a restart."""
-    with software_tpm() as swtpm:
+    with running_swtpm(scratch / "state") as swtpm:
         tpm = Tpm(swtpm.tcti)
         tpm.create_ak()
         check_measured_boot(swtpm, tpm)
@@ -68,15 +71,16 @@ def test_measured_boot_decides() -> None:
 
 def check_measured_boot(swtpm: Swtpm, tpm: Tpm) -> None:
     before = quoted(tpm).values["pcrs"]["sha256", 11]
-    swtpm.tool("pcrextend", f"11:sha256={'ab' * 32}")
+    swtpm.tool("tpm2_pcrextend", f"11:sha256={'ab' * 32}")
     claims = quoted(tpm)
     value = claims.values["pcrs"]["sha256", 11]
     assert value != before
     assert match([claims], requirement(tpm, value)) == 0
-    swtpm.tool("pcrextend", f"11:sha256={'cd' * 32}")
+    swtpm.tool("tpm2_pcrextend", f"11:sha256={'cd' * 32}")
     with pytest.raises(AttestationError, match=rf"^tpm.pcrs.11: {value} is expected, seen [0-9a-f]{{64}}$"):
         match([quoted(tpm)], requirement(tpm, value))
     swtpm.restart()
+    tpm = Tpm(swtpm.tcti)
     restarted = quoted(tpm)
     with pytest.raises(AttestationError, match=r"^tpm.pcrs.11: .*seen 0{64}$"):
         match([restarted], requirement(tpm, value))
@@ -101,8 +105,8 @@ def test_altered_register_values_are_refused(tpm: Tpm) -> None:
         verify(evidence, BINDING, Trust(), 0)
 
 
-def test_other_tpm_is_refused(tpm: Tpm) -> None:
-    with software_tpm() as another:
+def test_other_tpm_is_refused(tpm: Tpm, scratch: Path) -> None:
+    with running_swtpm(scratch / "state") as another:
         other = Tpm(another.tcti)
         other.create_ak()
         claims = quoted(other)
@@ -113,8 +117,8 @@ def test_other_tpm_is_refused(tpm: Tpm) -> None:
 @pytest.mark.parametrize("algorithm", ["rsa2048:rsassa-sha256:null", "rsa2048:rsapss-sha256:null", "rsa2048:rsapss-sha384:null", "ecc384:ecdsa-sha384:null"])  # fmt: skip
 def test_other_kinds_of_key(swtpm: Swtpm, algorithm: str) -> None:
     context = swtpm.directory / "other.ctx"
-    swtpm.tool("createprimary", "-C", "e", "-G", algorithm, "-a", SIGNING, "-c", context)
-    swtpm.tool("flushcontext", "-t")
+    swtpm.tool("tpm2_createprimary", "-C", "e", "-G", algorithm, "-a", SIGNING, "-c", str(context))
+    swtpm.tool("tpm2_flushcontext", "-t")
     claims = quoted(Tpm(swtpm.tcti, ak=str(context)), pcrs={"sha256": (11,), "sha384": (11,)})
     assert len(claims.values["pcrs"]) == 2
 
@@ -123,8 +127,8 @@ def test_key_that_signs_anything_is_refused(swtpm: Swtpm) -> None:
     """Without `restricted`, a key also signs what only looks like a quote."""
     context = swtpm.directory / "free.ctx"
     attributes = SIGNING.removeprefix("restricted|")
-    swtpm.tool("createprimary", "-C", "e", "-G", "ecc256:ecdsa-sha256:null", "-a", attributes, "-c", context)
-    swtpm.tool("flushcontext", "-t")
+    swtpm.tool("tpm2_createprimary", "-C", "e", "-G", "ecc256:ecdsa-sha256:null", "-a", attributes, "-c", str(context))
+    swtpm.tool("tpm2_flushcontext", "-t")
     with pytest.raises(AttestationError, match=r"^tpm.public: .*missing: restricted$"):
         Tpm(swtpm.tcti, ak=str(context)).quote(BINDING, PCRS)
 
