@@ -211,8 +211,7 @@ def _check_chain(
     ark = _find(ask.issuer_name, pool, factor, "ARK")
     if ark.fingerprint not in trust.amd_roots:
         raise AttestationError(factor, f"an AMD root key is expected, seen {ark.subject!r:.40} with {ark.fingerprint}")
-    check_issued(ark, ark, factor)
-    check_issued(ask, ark, factor)
+    check_issued(ask, ark, factor)  # the ARK is known by its hash; its own signature says no more
     check_issued(leaf, ask, factor)
     for certificate in (ark, ask, leaf):
         check_valid(certificate, now_ns, factor)

@@ -95,7 +95,15 @@ class Intel:
         self.pck = self.platform()
 
     def issue(
-        self, subject: str, who: str, by: str, issuer: str, *, ca: bool = False, extension: bytes = b""
+        self,
+        subject: str,
+        who: str,
+        by: str,
+        issuer: str,
+        *,
+        ca: bool = False,
+        extension: bytes = b"",
+        days: tuple[int, int] = (-300, 300),
     ) -> x509.Certificate:
         builder = (
             x509.CertificateBuilder()
@@ -103,8 +111,8 @@ class Intel:
             .issuer_name(name(issuer))
             .public_key(self.keys[who].public_key())
             .serial_number(1000 + sum(subject.encode()))
-            .not_valid_before(NOW - 300 * DAY)
-            .not_valid_after(NOW + 300 * DAY)
+            .not_valid_before(NOW + days[0] * DAY)
+            .not_valid_after(NOW + days[1] * DAY)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )
         if extension:
@@ -116,8 +124,10 @@ class Intel:
         extension = pck_extension(svns, pce_svn, fmspc)
         return self.issue("Intel SGX PCK Certificate", "pck", "ca", "Intel SGX PCK Platform CA", extension=extension)
 
-    def crl(self, who: str, issuer: str, revoked: Sequence[x509.Certificate] = ()) -> bytes:
-        builder = x509.CertificateRevocationListBuilder(name(issuer), NOW - DAY, NOW + 29 * DAY)
+    def crl(
+        self, who: str, issuer: str, revoked: Sequence[x509.Certificate] = (), days: tuple[int, int] = (-1, 29)
+    ) -> bytes:
+        builder = x509.CertificateRevocationListBuilder(name(issuer), NOW + days[0] * DAY, NOW + days[1] * DAY)
         for one in revoked:
             entry = x509.RevokedCertificateBuilder().serial_number(one.serial_number).revocation_date(NOW - DAY).build()
             builder = builder.add_revoked_certificate(entry)
@@ -158,13 +168,16 @@ class Intel:
         qe: Mapping[str, Any] | None = None,
         revoked: Sequence[x509.Certificate] = (),
         root_revoked: Sequence[x509.Certificate] = (),
+        pck_crl_days: tuple[int, int] = (-1, 29),
+        root_crl_days: tuple[int, int] = (-1, 29),
     ) -> Collateral:
         documents = (self.tcb_info(kind, levels, **(tcb or {})), self.qe_identity(kind, **(qe or {})))
         info, identity = (json.dumps(document, separators=(",", ":")).encode() for document in documents)
         chain = self.signing.public_bytes(Encoding.PEM) + self.root.public_bytes(Encoding.PEM)
         return Collateral(
             info, raw_p256(self.keys["signing"], info), identity, raw_p256(self.keys["signing"], identity), chain,
-            (self.crl("ca", "Intel SGX PCK Platform CA", revoked),), self.crl("root", "Intel SGX Root CA", root_revoked),
+            (self.crl("ca", "Intel SGX PCK Platform CA", revoked, pck_crl_days),),
+            self.crl("root", "Intel SGX Root CA", root_revoked, root_crl_days),
         )  # fmt: skip
 
     def trust(self, *collateral: Collateral) -> Trust:
@@ -237,13 +250,17 @@ class Amd:
     """A maker with ARK and ASK of a product, and one chip."""
 
     def __init__(
-        self, product: str = "Milan", tcb: Mapping[int, int] | None = None, chip: bytes = b"\xc1" * 64
+        self,
+        product: str = "Milan",
+        tcb: Mapping[int, int] | None = None,
+        chip: bytes = b"\xc1" * 64,
+        named: str = "",
     ) -> None:
         self.product = product
         self.vcek_key = ec.derive_private_key(77, ec.SECP384R1())
         self.ark = self.issue(f"ARK-{product}", f"ARK-{product}", rsa_key("ark").public_key(), rsa_key("ark"), ca=True)
         self.ask = self.issue(f"SEV-{product}", f"ARK-{product}", rsa_key("ask").public_key(), rsa_key("ark"), ca=True)
-        extensions = {"2": der(0x16, f"{product}-B0".encode()), "4": chip}
+        extensions = {"2": der(0x16, f"{named or product}-B0".encode()), "4": chip}
         for number, svn in (tcb or {1: 3, 2: 0, 3: 8, 8: 115}).items():
             extensions[f"3.{number}"] = integer(svn)
         self.vcek = self.issue(

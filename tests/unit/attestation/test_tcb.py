@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fspf.attestation import AttestationError, Claims, Trust
 from fspf.attestation.certificates import load_certificates
 from fspf.attestation.dcap import verify_quote
+from fspf.attestation.quote import parse_quote
 from fspf.attestation.snp import verify_report
 from fspf.attestation.tcb import Judgement, _combine
-from tests.support.chipmakers import NOW_NS, Amd, Intel, level, part_level
+from tests.support.chipmakers import FMSPC, NOW_NS, Amd, Intel, level, part_level, pck_extension, rsa_key
 
 LEVELS = [
     level("UpToDate", 5, 11),
@@ -272,6 +273,71 @@ def test_chains_of_other_forms_are_refused(intel: Intel) -> None:
         sgx(intel, stranger)
 
 
+PCK, CA, ROOT = "Intel SGX PCK Certificate", "Intel SGX PCK Platform CA", "Intel SGX Root CA"
+
+
+def test_forged_certificates_are_refused(intel: Intel) -> None:
+    """Names and keys are right, the signature is somebody else's."""
+    extension = pck_extension((5,) * 16, 11, FMSPC)
+    for forged, chain in (
+        (intel.issue(PCK, "pck", "attestation", CA, extension=extension), lambda one: (one, intel.ca, intel.root)),
+        (intel.issue(CA, "ca", "attestation", ROOT, ca=True), lambda one: (intel.pck, one, intel.root)),
+    ):
+        with pytest.raises(AttestationError, match=r"^sgx.certificates: a signature by 'Intel SGX .* CA' is expected"):
+            sgx(intel, chain=chain(forged))
+    signing = intel.issue("Intel SGX TCB Signing", "signing", "attestation", ROOT).public_bytes(Encoding.PEM)
+    collateral = replace(intel.collateral("sgx", LEVELS), signing_chain=signing)
+    with pytest.raises(AttestationError, match=r"^sgx.collateral: a signature by 'Intel SGX Root CA' is expected"):
+        sgx(intel, intel.trust(collateral))
+
+
+def test_certificates_for_something_else_are_refused(intel: Intel) -> None:
+    """Issued by the right CA, but as a CA, or under another name."""
+    extension = pck_extension((5,) * 16, 11, FMSPC)
+    for leaf in (
+        intel.issue(PCK, "pck", "ca", CA, extension=extension, ca=True),
+        intel.issue("Intel SGX Something", "pck", "ca", CA, extension=extension),
+    ):
+        with pytest.raises(
+            AttestationError, match=r"^sgx.certificates: Intel SGX PCK Certificate by a PCK CA is expected"
+        ):
+            sgx(intel, chain=(leaf, intel.ca, intel.root))
+
+
+@pytest.mark.parametrize("days", [(-300, -1), (1, 300)])
+def test_certificates_of_another_time_are_refused(intel: Intel, days: tuple[int, int]) -> None:
+    extension = pck_extension((5,) * 16, 11, FMSPC)
+    leaf = intel.issue(PCK, "pck", "ca", CA, extension=extension, days=days)
+    issuer = intel.issue(CA, "ca", "root", ROOT, ca=True, days=days)
+    for chain in ((leaf, intel.ca, intel.root), (intel.pck, issuer, intel.root)):
+        with pytest.raises(AttestationError, match=r"^sgx.certificates: 'Intel SGX PCK .* is valid from"):
+            sgx(intel, chain=chain)
+    signing = intel.issue("Intel SGX TCB Signing", "signing", "root", ROOT, days=days).public_bytes(Encoding.PEM)
+    collateral = replace(intel.collateral("sgx", LEVELS), signing_chain=signing)
+    with pytest.raises(AttestationError, match=r"^sgx.collateral: 'Intel SGX TCB Signing' is valid from"):
+        sgx(intel, intel.trust(collateral))
+
+
+@pytest.mark.parametrize("which", ["pck_crl_days", "root_crl_days"])
+@pytest.mark.parametrize("days", [(-40, -10), (1, 30)])
+def test_revocation_lists_of_another_time_are_refused(intel: Intel, which: str, days: tuple[int, int]) -> None:
+    collateral = intel.collateral("sgx", LEVELS, **{which: days})  # type: ignore[arg-type]
+    with pytest.raises(
+        AttestationError, match=r"^sgx.collateral: a revocation list of .* does not tell about 2026-01-15"
+    ):
+        sgx(intel, intel.trust(collateral))
+    if days[0] < 0:
+        late = replace(intel.trust(collateral), stale_ns=11 * 86_400_000_000_000)
+        expires_ns = sgx(intel, late).expires_ns
+        assert expires_ns == NOW_NS + 86_400_000_000_000
+
+
+def test_other_quoting_enclaves_are_refused(intel: Intel) -> None:
+    raw = intel.quote("sgx", intel.enclave())
+    with pytest.raises(AttestationError, match=r"^quote: Intel's quoting enclave is expected"):
+        parse_quote(raw[:12] + bytes(16) + raw[28:])
+
+
 def test_certificate_without_the_extension_is_refused(intel: Intel) -> None:
     bare = intel.issue("Intel SGX PCK Certificate", "pck", "ca", "Intel SGX PCK Platform CA")
     with pytest.raises(AttestationError, match="a PCK certificate with Intel's extension is expected"):
@@ -347,6 +413,21 @@ def test_revocation_by_amd(amd: Amd) -> None:
     with pytest.raises(AttestationError, match=r"^sev-snp.crl: a revocation list of 2026-01-14 to 2026-02-13"):
         certificates = [one for data in amd.certificates() for one in load_certificates(data, "test")]
         verify_report(amd.report(), certificates, ZEROS, late, NOW_NS + 40 * 86_400_000_000_000)
+
+
+def test_forged_amd_certificates_are_refused(amd: Amd) -> None:
+    forged = amd.issue("SEV-Milan", "ARK-Milan", rsa_key("ask").public_key(), rsa_key("ask"), ca=True)
+    chain = [amd.vcek.public_bytes(Encoding.DER), forged.public_bytes(Encoding.DER), amd.ark.public_bytes(Encoding.DER)]
+    certificates = [one for data in chain for one in load_certificates(data, "test")]
+    with pytest.raises(AttestationError, match=r"^sev-snp.certificates: a signature by 'ARK-Milan' is expected"):
+        verify_report(amd.report(), certificates, ZEROS, amd.trust(), NOW_NS)
+
+
+def test_certificate_for_another_product_is_refused() -> None:
+    with pytest.raises(
+        AttestationError, match=r"^sev-snp.certificates: a certificate for Milan is expected, seen 'Genoa-B0'"
+    ):
+        snp(Amd(named="Genoa"))
 
 
 def test_product_that_nobody_knows() -> None:
