@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from fspf.cli import cas_audit
+from fspf.cli import cas_audit, cas_tpm
 from fspf.cli.console import printable, quoted
 from fspf.cli.options import add_common, ask_passphrase, connected, descriptor, nonempty, read_passphrase
 from fspf.cli.passwd import ask_twice
@@ -79,6 +79,7 @@ def add_parser(commands: Any) -> None:
     for action in (show, export, take, remove):
         add_common(action)
     cas_audit.add_actions(actions)
+    cas_tpm.add_actions(actions)
 
 
 def _add_document_passphrase(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +97,7 @@ def _add_document_passphrase(parser: argparse.ArgumentParser) -> None:
 
 def run(args: Namespace, console: Console) -> int:
     """Do what was asked."""
-    actions = {"show": _show, "export": _export, "import": _import, "remove": _remove, "audit": cas_audit.run}
+    actions = {"show": _show, "export": _export, "import": _import, "remove": _remove, "audit": cas_audit.run, "tpm": cas_tpm.run}
     return actions[args.action](args, console)
 
 

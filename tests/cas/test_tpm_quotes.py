@@ -5,16 +5,21 @@ Malformed and altered structures are in `tests/unit/attestation/test_tpm.py`.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fspf.attestation import AttestationError, Claims, Trust, match, verify
 from fspf.attestation.make import Options, make_evidence
 from fspf.attestation.make_tpm import Tpm
 from fspf.core.errors import UsageError
+from fspf.core.factors import check_item
 from tests.support.swtpm import Swtpm, running_swtpm
 
 BINDING = bytes(range(32))
@@ -143,3 +148,38 @@ def test_maker_says_what_is_missing(swtpm: Swtpm, tpm: Tpm) -> None:
     for pcrs in nothing:
         with pytest.raises(UsageError, match="registers of the banks"):
             tpm.quote(BINDING, pcrs)
+
+
+# ------------------------------------------------------------------------------------------- fspf cas tpm
+
+
+def command(swtpm: Swtpm, *arguments: str, code: int = 0) -> tuple[str, str]:
+    program = [sys.executable, "-W", "error", "-m", "fspf", "cas", "tpm", "--tcti", swtpm.tcti, *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_command_shows_what_a_policy_says(swtpm: Swtpm, tpm: Tpm) -> None:
+    text, _ = command(swtpm, "--create", "--ak", "0x81010103", "--pcrs", "sha256:0,11", "--pcrs", "sha384:7")
+    item = yaml.safe_load(text)
+    check_item(item)
+    claims = quoted(tpm, pcrs={"sha256": (0, 11), "sha384": (7,)})
+    assert match([claims], [item]) == 0
+    document = json.loads(command(swtpm, "--json")[0])
+    assert document["ak"] == tpm.ak_id()
+    assert document["pcrs"] == {"sha256": {"11": claims.values["pcrs"]["sha256", 11]}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pcrs", "sha1:0"], "registers such as sha256:0,11"),
+        (["--pcrs", "sha256:24"], "registers such as sha256:0,11"),
+        (["--pcrs", "sha256:1,1"], "each register is expected once"),
+        (["--pcrs", "sha256:1", "--pcrs", "sha384:1"], "each register is expected once"),
+        (["--ak", "0x81010177"], "tpm2_readpublic is expected to succeed"),
+    ],
+)
+def test_command_says_what_is_wrong(swtpm: Swtpm, arguments: list[str], message: str) -> None:
+    assert message in command(swtpm, *arguments, code=2)[1]
