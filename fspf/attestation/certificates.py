@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,7 +23,9 @@ from fspf.core.errors import AttestationError
 
 _MAX_DER: Final = 1 << 14  # bytes of one certificate
 _MAX_CRL: Final = 1 << 20  # bytes of one revocation list
-_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[\s\S]*?-----END CERTIFICATE-----")
+_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
+_END: Final = b"-----END CERTIFICATE-----"
+_MAX_CHAIN: Final = 8  # certificates of one text
 # What `cryptography` raises over malformed bytes, some of it only when a part is looked at.
 _MALFORMED: Final = (
     ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType,
@@ -71,19 +72,22 @@ def load_certificates(data: bytes, factor: str) -> list[Certificate]:
     """
     if not data.lstrip().startswith(b"-----"):
         return [_load(data, factor)]
-    blocks = _PEM.findall(data)
-    if not 0 < len(blocks) <= 8:
-        raise AttestationError(factor, f"1 to 8 certificates are expected, found {len(blocks)}")
-    try:
-        parsed = [_pem_to_der(block) for block in blocks]
-    except ValueError:
-        raise AttestationError(factor, "a certificate in PEM or DER is expected") from None
-    return [_load(der, factor) for der in parsed]
-
-
-def _pem_to_der(block: bytes) -> bytes:
-    body = block.removeprefix(b"-----BEGIN CERTIFICATE-----").removesuffix(b"-----END CERTIFICATE-----")
-    return base64.b64decode(b"".join(body.split()), validate=True)
+    found: list[Certificate] = []
+    # By hand, since a regular expression takes quadratic time for a thousand beginnings without an end.
+    start = data.find(_BEGIN)
+    while start >= 0:
+        end = data.find(_END, start)
+        if end < 0 or len(found) == _MAX_CHAIN:
+            raise AttestationError(factor, f"at most {_MAX_CHAIN} certificates are expected, each with its end")
+        try:
+            der = base64.b64decode(b"".join(data[start + len(_BEGIN) : end].split()), validate=True)
+        except ValueError:
+            raise AttestationError(factor, "a certificate in PEM or DER is expected") from None
+        found.append(_load(der, factor))
+        start = data.find(_BEGIN, end)
+    if not found:
+        raise AttestationError(factor, "a certificate in PEM or DER is expected")
+    return found
 
 
 def _load(der: bytes, factor: str) -> Certificate:

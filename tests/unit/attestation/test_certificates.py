@@ -101,10 +101,19 @@ def test_pem() -> None:
     assert (signer.subject, root.subject) == ("Intel SGX TCB Signing", "Intel SGX Root CA")
     assert load_certificates(pem.replace(b"\n", b"\r\n"), WHAT) == [signer, root]
     body = base64.b64encode(issue("a", "a", ca=True))
-    with pytest.raises(AttestationError, match="1 to 8 certificates are expected, found 0"):
+    with pytest.raises(AttestationError, match="a certificate in PEM or DER is expected"):
         load_certificates(
             b"-----BEGIN CERTIFICATE REQUEST-----\n" + body + b"\n-----END CERTIFICATE REQUEST-----", WHAT
         )
+
+
+def test_beginnings_without_an_end_are_refused() -> None:
+    for text in (
+        b"-----BEGIN CERTIFICATE-----\n" * 2000,
+        read("snp/ask_ark_milan.pem") + b"-----BEGIN CERTIFICATE-----",
+    ):
+        with pytest.raises(AttestationError, match="at most 8 certificates are expected, each with its end"):
+            load_certificates(text, WHAT)
 
 
 def test_only_a_ca_issues() -> None:

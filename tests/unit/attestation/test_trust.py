@@ -69,7 +69,7 @@ def test_nothing_collected_trusts_the_makers_roots_only() -> None:
         ("certificates/x.pem", b"hello", "certificates/x.pem: certificate: a certificate is expected"),
         ("certificates/x.pem", b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----", "certificate: "),
         ("certificates/x.pem", b"-----BEGIN CERTIFICATE-----\n?\n-----END CERTIFICATE-----", "a certificate in PEM or DER"),
-        ("certificates/x.pem", read("snp/ask_ark_milan.pem") * 5, "1 to 8 certificates are expected, found 10"),
+        ("certificates/x.pem", read("snp/ask_ark_milan.pem") * 5, "at most 8 certificates are expected"),
         ("crls/x.der", read("intel-sgx-root-ca.pem"), "crls/x.der: revocation list: a revocation list is expected"),
     ],
 )  # fmt: skip
