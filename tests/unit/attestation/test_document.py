@@ -63,3 +63,12 @@ def test_no_row_is_about_something_that_is_not_there() -> None:
 @pytest.mark.parametrize("word", [*KINDS, *TOLERABLE, *_TOLERATED_BY, *(f"{folder}/" for folder in FOLDERS)])
 def test_words_are_explained(word: str) -> None:
     assert f"`{word}`" in TEXT or f"`{word}*" in TEXT
+
+
+def test_named_tests_exist() -> None:
+    tests = Path(__file__).resolve().parents[2]
+    named = re.findall(r"`(?:tests/(?:cas|property)/)?(test_\w+\.py)(?:::(test_\w+))?`", TEXT)
+    assert len(named) > 10
+    for file, function in named:
+        there = [path.read_text(encoding="utf-8") for path in tests.rglob(file)]
+        assert any(f"def {function}" in text for text in there), f"{file}::{function}"
