@@ -17,16 +17,16 @@ _TOLERATED_BY: Final[Mapping[str, tuple[frozenset[str], ...]]] = {
     UP_TO_DATE: (frozenset(),),
     "SWHardeningNeeded": (frozenset({"software-hardening-needed"}),),
     "ConfigurationNeeded": (
-        frozenset({"configuration-needed"}),
+        frozenset({"insecure-configuration"}),
         frozenset({"hyperthreading", "insecure-igpu"}),  # a quote does not say which of them it is
     ),
     "ConfigurationAndSWHardeningNeeded": (
-        frozenset({"configuration-needed", "software-hardening-needed"}),
+        frozenset({"insecure-configuration", "software-hardening-needed"}),
         frozenset({"hyperthreading", "insecure-igpu", "software-hardening-needed"}),
     ),
     "OutOfDate": (frozenset({"outdated-tcb"}),),
     "OutOfDateConfigurationNeeded": (
-        frozenset({"outdated-tcb", "configuration-needed"}),
+        frozenset({"outdated-tcb", "insecure-configuration"}),
         frozenset({"outdated-tcb", "hyperthreading", "insecure-igpu"}),
     ),
 }

@@ -165,11 +165,11 @@ FACTORS: Final[Mapping[str, Shape]] = {
 }
 
 MODES: Final = ("hardware", "none")
-# SCONE's words, and one of ours: a quote does not say which setting the platform's configuration is blamed for.
+# SCONE's words.
 TOLERABLE: Final = (
-    "configuration-needed",
     "debug-mode",
     "hyperthreading",
+    "insecure-configuration",
     "insecure-igpu",
     "outdated-tcb",
     "software-hardening-needed",

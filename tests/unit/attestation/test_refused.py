@@ -268,7 +268,7 @@ def test_quote_for_another_challenge_is_refused(binding: bytes) -> None:
     item = {"mrenclave": claims.values["mrenclave"]}
     with pytest.raises(AttestationError, match=r"^sgx.tcb: .*seen ConfigurationAndSWHardeningNeeded"):
         match([claims], [item])
-    tolerant = {"tolerate": ["configuration-needed", "software-hardening-needed"]}
+    tolerant = {"tolerate": ["insecure-configuration", "software-hardening-needed"]}
     with pytest.raises(AttestationError, match=r"^sgx.advisories: .*INTEL-SA-00289, INTEL-SA-00615$"):
         match([claims], [item], tolerant)
     assert match([claims], [item], tolerant | {"ignore_advisories": ["INTEL-SA-00289", "INTEL-SA-00615"]}) == 0
