@@ -5,6 +5,7 @@ The real makers' vectors are in `test_vectors.py` and `test_refused.py`.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -336,6 +337,29 @@ def test_other_quoting_enclaves_are_refused(intel: Intel) -> None:
     raw = intel.quote("sgx", intel.enclave())
     with pytest.raises(AttestationError, match=r"^quote: Intel's quoting enclave is expected"):
         parse_quote(raw[:12] + bytes(16) + raw[28:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "size"),
+    [
+        ("tdx", 1, 584),
+        ("tdx", 2, 648),
+        ("tdx", 3, 584),
+        ("tdx", 4, 584),
+        ("tdx", 0, 584),
+        ("tdx", 2, 0xFFFFFFFF),
+        ("sgx", 2, 384),
+    ],
+)
+def test_body_of_another_type_or_size_is_refused(intel: Intel, kind: str, number: int, size: int) -> None:
+    raw = intel.quote(kind, intel.domain() if kind == "tdx" else intel.enclave(), version=5)
+    with pytest.raises(
+        AttestationError, match=f"^quote: a body of {kind} is expected, seen type {number} of {size} bytes"
+    ):
+        parse_quote(raw[:48] + struct.pack("<HI", number, size) + raw[54:])
+    swapped = "sgx" if kind == "tdx" else "tdx"
+    with pytest.raises(AttestationError, match=f"^quote: a body of {swapped} is expected"):
+        parse_quote(raw[:4] + struct.pack("<I", 0 if kind == "tdx" else 0x81) + raw[8:])
 
 
 def test_certificate_without_the_extension_is_refused(intel: Intel) -> None:
