@@ -97,7 +97,14 @@ def _add_document_passphrase(parser: argparse.ArgumentParser) -> None:
 
 def run(args: Namespace, console: Console) -> int:
     """Do what was asked."""
-    actions = {"show": _show, "export": _export, "import": _import, "remove": _remove, "audit": cas_audit.run, "tpm": cas_tpm.run}
+    actions = {
+        "show": _show,
+        "export": _export,
+        "import": _import,
+        "remove": _remove,
+        "audit": cas_audit.run,
+        "tpm": cas_tpm.run,
+    }
     return actions[args.action](args, console)
 
 
