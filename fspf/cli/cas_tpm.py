@@ -5,19 +5,14 @@ Quotes are made by `fspf.attestation.make_tpm`; attesting to a CAS is left to th
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from fspf.cli.options import add_common, nonempty
-from fspf.core.errors import UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from fspf.cli.console import Console
-
-_DEFAULT_PCRS: Final = "sha256:11"
-_PCRS: Final = re.compile(r"(sha256|sha384):([0-9]{1,2}(?:,[0-9]{1,2})*)")
 
 
 def add_actions(actions: Any) -> None:
@@ -35,11 +30,7 @@ def add_actions(actions: Any) -> None:
         "--tcti", metavar="TCTI", type=nonempty, help="how tpm2-tools reach the TPM (default: their choice)"
     )
     tpm.add_argument(
-        "--pcrs",
-        metavar="BANK:N,…",
-        action="append",
-        type=nonempty,
-        help=f"registers; repeatable (default: {_DEFAULT_PCRS})",
+        "--pcrs", metavar="BANK:N,…", type=nonempty, help="registers, such as sha256:0,11+sha384:7 (default: sha256:11)"
     )
     add_common(tpm)
 
@@ -48,8 +39,9 @@ def run(args: Namespace, console: Console) -> int:
     """Do what was asked."""
     from fspf.attestation import BINDING_LEN, Trust, verify
     from fspf.attestation.make_tpm import DEFAULT_AK, Tpm
+    from fspf.attestation.make_wanted import DEFAULT_PCRS, parse_pcrs
 
-    pcrs = _parse(args.pcrs or [_DEFAULT_PCRS])
+    pcrs = parse_pcrs(args.pcrs or DEFAULT_PCRS)
     tpm = Tpm(args.tcti, args.ak or DEFAULT_AK)
     if args.create:
         tpm.create_ak()
@@ -65,21 +57,3 @@ def run(args: Namespace, console: Console) -> int:
         for number, value in values.items():
             console.line(f'    {number}: "{value}"')
     return 0
-
-
-def _parse(texts: list[str]) -> dict[str, list[int]]:
-    """Return the registers of each bank; a policy names each number once."""
-    found: dict[str, list[int]] = {}
-    seen: set[int] = set()
-    for text in texts:
-        match = _PCRS.fullmatch(text)
-        numbers = [int(number) for number in match[2].split(",")] if match else []
-        if match is None or max(numbers) > 23:
-            raise UsageError(
-                f"registers such as sha256:0,11 (banks sha256 and sha384, 0 to 23) are expected, not {text!r:.60}"
-            )
-        if seen & set(numbers) or len(set(numbers)) != len(numbers):
-            raise UsageError("each register is expected once: a policy cannot name it twice")
-        seen |= set(numbers)
-        found.setdefault(match[1], []).extend(numbers)
-    return {bank: sorted(numbers) for bank, numbers in found.items()}

@@ -15,14 +15,17 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from fspf.attestation import Trust, key_id, match, verify
+from fspf.attestation import Trust, key_id, make_wanted, match, verify
 from fspf.attestation.make import Options, make_evidence
 from fspf.attestation.make_vm import parse_table
+from fspf.attestation.make_wanted import parse_pcrs, wanted
 from fspf.attestation.quote import parse_quote
 from fspf.attestation.signatures import spki_of
 from fspf.attestation.snp import parse_report
-from fspf.core.errors import UsageError
+from fspf.core.errors import UsageError, WrongKeyError
+from tests.support.chipmakers import rsa_key
 from tests.support.evidence import QUOTES, SNP, on
 from tests.support.hostile import table_of
 
@@ -152,3 +155,62 @@ def test_table_of_certificates() -> None:
     assert parse_table(bytes(100)) == []
     with pytest.raises(UsageError, match="a certificate within the table"):
         parse_table(table[:100])
+
+
+# ------------------------------------------------------------------------------------------- what is wanted
+
+
+def test_identity_alone_means_key() -> None:
+    kinds, options = wanted({}, KEY)
+    assert (kinds, options.key, options.pcrs) == (["key"], KEY, {"sha256": [11]})
+    assert wanted({}, None)[0] == []
+
+
+def test_environment_says_what_is_sent(scratch: Path, binding: bytes) -> None:
+    node, chain = scratch / "node.pem", scratch / "chain.pem"
+    node.write_bytes(KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    chain.write_bytes(b"chain")
+    environment = {
+        "FSPF_CAS_EVIDENCE": "measured-process, tpm sev-snp", "FSPF_TPM_PCRS": "sha256:11,0+sha384:7", "FSPF_TPM_AK": "0x81010102",
+        "FSPF_TPM_TCTI": "device:/dev/tpm0", "FSPF_NODE_KEY": str(node), "FSPF_SNP_CERTIFICATES": str(chain),
+    }  # fmt: skip
+    kinds, options = wanted(environment, None)
+    assert kinds == ["measured-process", "tpm", "sev-snp"]
+    assert (options.pcrs, options.ak, options.tcti) == (
+        {"sha256": [0, 11], "sha384": [7]},
+        "0x81010102",
+        "device:/dev/tpm0",
+    )
+    assert options.certificates == (b"chain",)
+    (evidence,) = make_evidence(kinds[:1], binding, options)
+    claims = verify(evidence, binding, Trust(node_keys=frozenset({KEY_ID})), 0)
+    assert claims.values["executable"] == hashlib.sha256(Path(sys.executable).resolve().read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sha256", "sha1:0", "sha256:24", "sha256:1,1", "sha256:1+sha384:1", "sha256:1+", "sha256:-1", "all"]
+)
+def test_odd_registers_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_pcrs(text)
+
+
+def test_odd_node_keys_are_refused(scratch: Path) -> None:
+    environment = {"FSPF_CAS_EVIDENCE": "measured-process", "FSPF_NODE_KEY": str(scratch / "node.pem")}
+    with pytest.raises(UsageError, match="No such file"):
+        wanted(environment, None)
+    assert wanted(environment | {"FSPF_CAS_EVIDENCE": "tpm"}, None)[1].node_key is None
+    (scratch / "node.pem").write_bytes(b"no key")
+    with pytest.raises(WrongKeyError, match="a private key in PEM without a passphrase is expected"):
+        wanted(environment, None)
+    key = rsa_key("ask").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (scratch / "node.pem").write_bytes(key)
+    with pytest.raises(WrongKeyError, match="an Ed25519, P-256 or P-384 key is expected"):
+        wanted(environment, None)
+
+
+def test_every_variable_is_described() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "ATTESTATION.md").read_text(encoding="utf-8")
+    names = {value for value in vars(make_wanted).values() if isinstance(value, str) and value.startswith("FSPF_")}
+    assert len(names) == 6
+    assert all(f"`{name}`" in text for name in names)
