@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias
 
 import yaml
-from yaml.cyaml import CParser
 
 from fspf.core.errors import PolicyError
 from fspf.policy.model import NOWHERE, Place
@@ -68,7 +67,12 @@ Node: TypeAlias = Text | Items | Pairs
 
 def refuse(place: Place, message: str) -> NoReturn:
     """Raise `PolicyError` about *place*."""
-    raise PolicyError(message, line=place.line, column=place.column)
+    raise trouble(place, message)
+
+
+def trouble(place: Place, message: str) -> PolicyError:
+    """Return a `PolicyError` about *place*."""
+    return PolicyError(message, line=place.line, column=place.column)
 
 
 def shown(text: str) -> str:
@@ -169,7 +173,7 @@ class _Builder:
 
 def _events(text: str) -> Iterator[yaml.Event]:
     """Yield the events of nodes; everything that libyaml refuses becomes a `PolicyError`."""
-    parser = CParser(text)
+    parser = yaml.CSafeLoader(text)  # only its events are used: it constructs nothing
     try:
         while True:
             event = parser.get_event()
@@ -199,6 +203,7 @@ def _position(text: str, offset: int) -> tuple[int, int]:
 
 def _at(event: yaml.Event) -> Place:
     mark = event.start_mark
+    assert mark is not None
     return Place(mark.line + 1, mark.column + 1)
 
 
