@@ -13,7 +13,17 @@ from fspf.policy.approval import Approval, Statement, Verdict
 from fspf.policy.model import Anyone, AttestedService, Board, Creator, Member, Nobody, Script, Signer
 from fspf.policy.principal import Principal, key_identity, service_identity
 
-__all__ = ["Principal", "Voices", "check", "explain", "is_allowed", "is_member", "scripts_to_call", "voices_of"]
+__all__ = [
+    "Principal",
+    "Voices",
+    "check",
+    "explain",
+    "is_allowed",
+    "is_member",
+    "named",
+    "scripts_to_call",
+    "voices_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +113,11 @@ def explain(members: Sequence[Member], voices: Voices) -> str:
     if any(isinstance(member, Nobody) for member in members):
         return "nobody may (NONE)"
     return " or ".join(_missing(member, voices) for member in members)
+
+
+def named(identities: Iterable[str]) -> str:
+    """Name identities for people."""
+    return ", ".join(sorted(_short(identity) for identity in identities)) or "nobody"
 
 
 # -- one member

@@ -5,7 +5,8 @@ What spans policies (imports and exports) is checked by `fspf.cas.policies`, whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final, NoReturn
 
 from fspf.core.errors import PolicyError
@@ -58,6 +59,16 @@ def check(policy: Policy) -> None:
     _restore(policy)
     for member in (*policy.access_policy.read, *policy.access_policy.update, *policy.access_policy.create_sessions):
         _member(policy, member)
+
+
+def check_imported(policy: Policy, kinds: Mapping[str, SecretKind]) -> None:
+    """Check what `check` could not, once it is known of which kinds the imported secrets are.
+
+    Raises:
+        PolicyError: With line and column.
+    """
+    known = tuple(replace(one, kind=kinds.get(one.name, one.kind)) for one in policy.secrets)
+    check(replace(policy, secrets=known))
 
 
 def warnings(policy: Policy) -> Iterator[tuple[Place, str]]:

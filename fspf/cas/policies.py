@@ -1,0 +1,629 @@
+"""The policies of a CAS: created, replaced, read and deleted by whom their access policies name; proposals that wait for a board.
+
+Documents and boards are `fspf.policy`'s business, what binds policies to each other and to volumes that of `policy_links`; secrets
+and anchors are changed, in the same transaction, by whoever is handed in for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+from fspf.cas import policy_records as records
+from fspf.cas.policy_links import Change, Current, Links
+from fspf.cas.policy_records import Proposal, Record, Version
+from fspf.cas.store import ABSENT, MAX_TRANSACTION, Compare, Put, Store
+from fspf.core.errors import AccessDeniedError, CasError, ConflictError, FspfError, PolicyError
+from fspf.policy import access
+from fspf.policy.approval import Action, Approval, Statement, Verdict, read_answer
+from fspf.policy.document import parse_policy
+from fspf.policy.model import Anyone, Member, Policy, Restore, Script
+from fspf.policy.plan import Plan, plan
+from fspf.policy.principal import Principal, key_identity
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING: Final = 16  # proposals about one policy
+MAX_APPROVALS: Final = 128  # of one change
+_MAX_PARSED: Final = 512  # policies
+_TRIES: Final = 8
+_HASH_LEN: Final = 64
+
+CallScript = Callable[[Script, Mapping[str, Any]], Awaitable[bytes]]
+"""Calls a script with a JSON document and returns the body of its answer; any `FspfError` counts as silence."""
+
+
+class Issuer(Protocol):
+    """Makes the values of a policy's secrets; the values are changed together with the policy."""
+
+    async def issue(self, policy: Policy, old: Policy | None) -> Change:
+        """Return what must hold and what is to be put for *policy* to replace *old*."""
+
+    async def forget(self, policy: Policy) -> Change:
+        """Return what is to be put when *policy* is deleted."""
+
+
+class Restorer(Protocol):
+    """Makes an older state of a volume its newest."""
+
+    async def restore(self, volume_id: bytes, statement: Restore) -> Change:
+        """Return what must hold and what is to be put.
+
+        Raises:
+            CasError: The volume is open for writing, or the statement's epoch is not the next one.
+        """
+
+
+class AuditLog(Protocol):
+    """Where decisions are written down."""
+
+    async def append(self, kind: str, **fields: Any) -> Any:
+        """Add a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request.
+
+    Attributes:
+        hash: Of the version that is in force or proposed.
+        pending: It waits for approvals; nothing else has changed.
+        missing: Who has to agree, for people.
+    """
+
+    name: str
+    hash: str
+    pending: bool = False
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A change that somebody wants."""
+
+    statement: Statement
+    text: bytes
+    principal: Principal | None
+    approvals: tuple[Approval, ...]
+    propose: bool = False
+    in_person: frozenset[str] = field(default_factory=frozenset)
+    since_ns: int | None = None
+    by: str = ""
+    creator: str = ""
+
+
+class Policies:
+    """All policies of one store. Several processes may do this on one store: every change compares.
+
+    Args:
+        store: Seals what it stores.
+        clock: UTC ns since 1970.
+        issuer, restorer, call_script, audit: As their types say; without an issuer no values are made, without a restorer
+            nothing is restored, without call_script scripts are silent.
+        may_create: Who may create policies that are below no other.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], int],
+        *,
+        issuer: Issuer | None = None,
+        restorer: Restorer | None = None,
+        call_script: CallScript | None = None,
+        audit: AuditLog | None = None,
+        may_create: Sequence[Member] = (Anyone(),),
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._issuer = issuer
+        self._restorer = restorer
+        self._call_script = call_script
+        self._audit = audit
+        self._may_create = tuple(may_create)
+        self._random = random_bytes
+        self._parsed: OrderedDict[str, Policy] = OrderedDict()
+        self.links: Final = Links(store, self.find, random_bytes)
+
+    # -- reading
+
+    async def find(self, name: str) -> Current | None:
+        """Return the version in force, for the CAS itself: no access policy is asked. None: there is none."""
+        record, revision = await self._record(name)
+        if record is None or record.deleted:
+            return None
+        return Current(await self._version(record.hash), record, revision)
+
+    async def read(
+        self, name: str, principal: Principal | None, approvals: Iterable[Approval] = ()
+    ) -> tuple[bytes, str]:
+        """Return text and hash of the version in force.
+
+        Raises:
+            AccessDeniedError: The access policy does not let *principal* read it, or there is no such policy.
+        """
+        current = await self.find(name)
+        if current is None:
+            raise _unknown(name)
+        self._check_read(current, principal, approvals)
+        return (await self._stored(current.policy.hash)).text, current.policy.hash
+
+    async def history(
+        self, policy_hash: str, principal: Principal | None, approvals: Iterable[Approval] = ()
+    ) -> Version:
+        """Return any version that ever was in force, as the newest version of its policy lets *principal* read it.
+
+        Raises:
+            AccessDeniedError: It does not, or there is no such version.
+        """
+        if len(policy_hash) != _HASH_LEN or not set(policy_hash) <= set("0123456789abcdef"):
+            raise PolicyError("a version is named by its hash, 64 hex digits in lower case")
+        entry = await self._store.get(records.history_key(policy_hash))
+        if entry is None:
+            raise AccessDeniedError(f"there is no version {policy_hash[:12]}, or this client may not read it")
+        version = Version.unpack(entry.value)
+        record, revision = await self._record(version.name)
+        if record is None:
+            raise CasError(f"the store has a version of policy {version.name} but not the policy: it is damaged")
+        newest = Current(await self._version(record.hash), record, revision)
+        self._check_read(newest, principal, approvals)
+        return version
+
+    async def list(self, prefix: str, principal: Principal | None) -> builtins.list[Current]:
+        """Return all policies whose name begins with *prefix* and that *principal* may read, by name."""
+        found = []
+        for _, entry in await self._store.list(records.POLICIES):
+            record = Record.unpack(entry.value)
+            if record.deleted or not record.name.startswith(prefix):
+                continue
+            current = Current(await self._version(record.hash), record, entry.revision)
+            voices = self._voices(Statement(Action.READ, record.name, record.hash), (), principal, current)
+            if access.is_allowed(current.policy.access_policy.read, voices):
+                found.append(current)
+        return sorted(found, key=lambda current: current.policy.name)
+
+    async def pending(self, name: str, principal: Principal | None) -> builtins.list[tuple[Proposal, str]]:
+        """Return the proposals about a policy that *principal* has a voice in or may read, and who is missing."""
+        found = []
+        for _, entry in await self._store.list(records.pending_prefix(name)):
+            proposal = Proposal.unpack(entry.value)
+            try:
+                members, creator, authority = await self._authority(proposal.statement)
+            except CasError:
+                continue  # what it is about has gone
+            voices = self._proposal_voices(proposal, creator, authority)
+            asking = access.Voices(creator, authority, principal.identities if principal else frozenset())
+            if access.is_member(members, asking):
+                found.append((proposal, access.explain(members, voices)))
+        return found
+
+    async def plan(self, text: bytes, principal: Principal | None) -> Plan:
+        """Say what a document would change, to those who may read what is there.
+
+        Raises:
+            PolicyError: The document is wrong.
+            AccessDeniedError: There is a policy of this name, and *principal* may not read it.
+        """
+        policy = self._parse(text)
+        current = await self.find(policy.name)
+        if current is not None:
+            self._check_read(current, principal, ())
+        return plan(None if current is None else current.policy, policy)
+
+    def _check_read(self, current: Current, principal: Principal | None, approvals: Iterable[Approval]) -> None:
+        policy = current.policy
+        statement = Statement(Action.READ, policy.name, policy.hash)
+        voices = self._voices(statement, _bounded(approvals), principal, current)
+        if not access.is_allowed(policy.access_policy.read, voices):
+            raise _unknown(policy.name, access.explain(policy.access_policy.read, voices) if voices.agreeing else "")
+
+    # -- changing
+
+    async def create(
+        self, text: bytes, principal: Principal, approvals: Iterable[Approval] = (), *, propose: bool = False
+    ) -> Outcome:
+        """Create a policy.
+
+        Args:
+            propose: Wait for approvals if there are not enough.
+
+        Raises:
+            PolicyError: The document is wrong, or an approval.
+            AccessDeniedError: Whoever has to agree has not.
+            ConflictError: There is a policy of this name.
+        """
+        policy = self._parse(text)
+        statement = Statement(Action.CREATE, policy.name, policy.predecessor or "", policy.hash)
+        request = _Request(
+            statement, text, principal, _bounded(approvals), propose, by=str(principal), creator=principal.identity
+        )
+        return await self._change(request)
+
+    async def update(
+        self, text: bytes, principal: Principal | None, approvals: Iterable[Approval] = (), *, propose: bool = False
+    ) -> Outcome:
+        """Replace a policy by a version that names it as its predecessor.
+
+        Raises:
+            PolicyError, AccessDeniedError: As `create`.
+            ConflictError: It was replaced by another version meanwhile.
+        """
+        policy = self._parse(text)
+        if policy.predecessor is None:
+            raise PolicyError("predecessor is missing: the hash of the version that this one replaces")
+        statement = Statement(Action.UPDATE, policy.name, policy.predecessor, policy.hash)
+        return await self._change(_Request(statement, text, principal, _bounded(approvals), propose, by=str(principal)))
+
+    async def delete(
+        self,
+        name: str,
+        predecessor: str,
+        principal: Principal | None,
+        approvals: Iterable[Approval] = (),
+        *,
+        propose: bool = False,
+    ) -> Outcome:
+        """Delete the version *predecessor* of a policy, and its secrets; its history stays.
+
+        Raises:
+            AccessDeniedError: As `create`.
+            ConflictError: It was replaced meanwhile, or there are policies below it.
+        """
+        statement = Statement(Action.DELETE, name, predecessor)
+        return await self._change(_Request(statement, b"", principal, _bounded(approvals), propose, by=str(principal)))
+
+    async def approve(
+        self,
+        name: str,
+        what: str,
+        approvals: Iterable[Approval],
+        principal: Principal | None = None,
+        *,
+        in_person: bool = False,
+    ) -> Outcome:
+        """Add approvals (or rejections) to a proposal; with the last one that is needed, it comes into force.
+
+        Args:
+            what: Hash of the proposed version, or of the version to be deleted.
+            in_person: *principal* itself agrees.
+
+        Raises:
+            PolicyError: An approval is not right.
+            AccessDeniedError: None of the voices belongs to those who are asked, or there is no such proposal.
+        """
+        given = _bounded(approvals)
+        for _ in range(_TRIES):
+            key, proposal, revision = await self._proposal(name, what)
+            statement = proposal.statement
+            members, creator, authority = await self._authority(statement)
+            for approval in given:
+                approval.verify(statement)
+            here = principal.identities if principal is not None and in_person else frozenset()
+            for voice in (*(frozenset({key_identity(one.key_id)}) for one in given), *([here] if in_person else [])):
+                if not access.is_member(members, access.Voices(creator, authority, voice)):
+                    raise AccessDeniedError(f"{statement}: {access.named(voice)} is not among those who are asked")
+            if given or in_person:
+                merged = {(one.key_id, one.verdict): one for one in (*proposal.approvals, *given)}
+                signed = _bounded(merged.values())
+                proposal = replace(proposal, approvals=signed, in_person=proposal.in_person | here)
+                put = await self._store.transact([Compare(key, revision)], [Put(key, proposal.pack())])
+                if put is None:
+                    continue  # another approval came at the same time
+                await self._tell(
+                    "policy-approval", statement, keys=sorted(one.key_id for one in given), by=str(principal)
+                )
+            request = _Request(
+                statement, proposal.text, None, proposal.approvals, propose=True, in_person=proposal.in_person,
+                since_ns=proposal.since_ns, by=proposal.by, creator=proposal.creator,
+            )  # fmt: skip
+            return await self._change(request)
+        raise _contended(name)
+
+    async def withdraw(self, name: str, what: str, principal: Principal) -> None:
+        """Take a proposal back; whoever made it may.
+
+        Raises:
+            AccessDeniedError: It is another's.
+        """
+        key, proposal, revision = await self._proposal(name, what)
+        if proposal.by != str(principal):
+            raise AccessDeniedError("a proposal is taken back by whoever made it")
+        await self._store.transact([Compare(key, revision)], [Put(key, None)])
+
+    async def _change(self, request: _Request) -> Outcome:
+        """Do what is asked if enough agree; else keep it as a proposal, or refuse it."""
+        statement = request.statement
+        for _ in range(_TRIES):
+            record, revision = await self._record(statement.name)
+            if record is not None and not record.deleted and record.hash == statement.policy:
+                return Outcome(record.name, record.hash)  # repeated: it is done already
+            old = await self._expected(statement, record, revision)
+            members, creator, authority = await self._authority(statement)
+            voices = self._request_voices(request, creator, authority)
+            voices = await self._ask_scripts(members, voices, statement, request.text)
+            if not access.is_allowed(members, voices):
+                missing = access.explain(members, voices)
+                if not request.propose:
+                    raise AccessDeniedError(f"{statement}: {missing}")
+                return await self._propose(request, members, voices, missing)
+            compare, put, policy = await self._parts(request, record, revision, old)
+            put.append(Put(records.pending_key(statement), None))
+            if len(compare) + len(put) > MAX_TRANSACTION:
+                raise PolicyError(
+                    f"this change touches {len(compare) + len(put)} things at once, {MAX_TRANSACTION} are possible: "
+                    "add volumes and imports in several steps, or divide the policy"
+                )
+            if await self._store.transact(compare, put) is not None:
+                agreed = sorted(voices.agreeing - voices.against)
+                await self._tell(f"policy-{statement.action}", statement, agreed=agreed, by=request.by)
+                if policy is not None:
+                    for restored in self._restores(policy, old):
+                        await self._tell(
+                            "volume-restore", statement, volume=restored.volume, tag=restored.tag.hex(),
+                            generation=restored.generation, epoch=restored.epoch, reason=restored.reason,
+                        )  # fmt: skip
+                return Outcome(statement.name, statement.policy or statement.predecessor)
+        raise _contended(statement.name)
+
+    async def _expected(self, statement: Statement, record: Record | None, revision: int) -> Policy | None:
+        """Return the version that is to be replaced.
+
+        Raises:
+            ConflictError: What is there is not what the request was made for.
+        """
+        name, there = statement.name, record is not None and not record.deleted
+        if statement.action is Action.CREATE:
+            if there:
+                raise ConflictError(f"there is a policy {name} already: update it, naming its hash as predecessor")
+            if statement.predecessor and (record is None or record.hash != statement.predecessor):
+                raise ConflictError(
+                    f"a new policy has no predecessor; {statement.predecessor[:12]} is not the last of a deleted one"
+                )
+            if await self._store.get(records.history_key(statement.policy)) is not None:
+                last = "" if record is None else f" (predecessor: {record.hash})"
+                raise ConflictError(
+                    f"this very version of {name} was deleted: to have it again, name the last one as predecessor{last}"
+                )
+            return None
+        if record is None or record.deleted:
+            raise _unknown(name)
+        if record.hash != statement.predecessor:
+            raise ConflictError(
+                f"policy {name} was replaced meanwhile: {statement.predecessor[:12]} is expected, {record.hash[:12]} is there; read it again"
+            )
+        if statement.action is Action.DELETE and record.children:
+            raise ConflictError(f"{record.children} policies are below {name}: delete them first")
+        return await self._version(record.hash)
+
+    async def _authority(self, statement: Statement) -> tuple[Sequence[Member], str, str]:
+        """Return who has to agree, whom CREATOR means, and whose access policy that is."""
+        if statement.action is Action.CREATE:
+            above, slash, _ = statement.name.rpartition("/")
+            if not slash:
+                return self._may_create, "", ""
+            parent = await self.find(above)
+            if parent is None:
+                raise AccessDeniedError(f"{statement.name} would be below {above}, and there is no such policy")
+            return parent.policy.access_policy.create_sessions, parent.record.creator, above
+        current = await self.find(statement.name)
+        if current is None:
+            raise _unknown(statement.name)
+        return current.policy.access_policy.update, current.record.creator, current.policy.name
+
+    async def _parts(
+        self, request: _Request, record: Record | None, revision: int, old: Policy | None
+    ) -> tuple[builtins.list[Compare], builtins.list[Put], Policy | None]:
+        """Return everything that must hold and everything that changes."""
+        statement, now_ns = request.statement, self._clock()
+        compare = [Compare(records.policy_key(statement.name), revision)]
+        put: builtins.list[Put] = []
+        policy = None if statement.action is Action.DELETE else self._parse(request.text)
+        if statement.action is not Action.UPDATE:
+            await self._count_child(statement, compare, put)
+        if policy is None:
+            assert record is not None
+            assert old is not None
+            gone = replace(record, deleted=True, volumes={}, updated_ns=now_ns)
+            put.append(Put(compare[0].key, gone.pack()))
+            put += [Put(records.belonging_key(volume_id), None) for volume_id in record.volumes.values()]
+            if self._issuer is not None:
+                _add(compare, put, await self._issuer.forget(old))
+            return compare, put, None
+        if statement.action is Action.CREATE:
+            new = Record(policy.name, policy.hash, request.creator, self._random(16), now_ns, now_ns)
+        else:
+            assert record is not None
+            new = replace(record, hash=policy.hash, updated_ns=now_ns)
+        _add(compare, put, (await self.links.check_imports(policy), ()))
+        volumes, more = await self.links.volumes_of(policy, new)
+        _add(compare, put, more)
+        new = replace(new, volumes=volumes)
+        version = Version(
+            policy.name, request.text, statement.predecessor, now_ns, request.by,
+            tuple(records.approval_json(one) for one in request.approvals),
+        )  # fmt: skip
+        compare.append(Compare(records.history_key(policy.hash), ABSENT))
+        put += [Put(compare[0].key, new.pack()), Put(records.history_key(policy.hash), version.pack())]
+        if self._issuer is not None:
+            _add(compare, put, await self._issuer.issue(policy, old))
+        for restored in self._restores(policy, old):
+            if self._restorer is None:
+                raise PolicyError("this CAS restores nothing", line=restored.place.line, column=restored.place.column)
+            volume_id = await self.links.restored_volume(policy, new, restored)
+            _add(compare, put, await self._restorer.restore(volume_id, restored))
+        return compare, put, policy
+
+    async def _count_child(
+        self, statement: Statement, compare: builtins.list[Compare], put: builtins.list[Put]
+    ) -> None:
+        """Keep the number of policies below the one above: a policy with others below it cannot go meanwhile."""
+        above, slash, _ = statement.name.rpartition("/")
+        if not slash:
+            return
+        record, revision = await self._record(above)
+        if record is None:
+            raise CasError(f"the store has policy {statement.name} but not {above}: it is damaged")
+        step = 1 if statement.action is Action.CREATE else -1
+        compare.append(Compare(records.policy_key(above), revision))
+        put.append(Put(records.policy_key(above), replace(record, children=record.children + step).pack()))
+
+    @staticmethod
+    def _restores(policy: Policy, old: Policy | None) -> builtins.list[Restore]:
+        """Return the restore statements that are new: those of the version before have taken effect."""
+        return [one for one in policy.restore if old is None or one not in old.restore]
+
+    # -- boards
+
+    def _voices(
+        self, statement: Statement, approvals: Iterable[Approval], principal: Principal | None, current: Current
+    ) -> access.Voices:
+        creator, name = current.record.creator, current.policy.name
+        return access.voices_of(statement, approvals, principal, creator=creator, policy=name)
+
+    def _request_voices(self, request: _Request, creator: str, authority: str) -> access.Voices:
+        waited_s = 0 if request.since_ns is None else max(self._clock() - request.since_ns, 0) // 1_000_000_000
+        voices = access.voices_of(
+            request.statement,
+            request.approvals,
+            request.principal,
+            creator=creator,
+            policy=authority,
+            waited_s=waited_s,
+        )
+        return replace(voices, agreeing=voices.agreeing | request.in_person)
+
+    def _proposal_voices(self, proposal: Proposal, creator: str, authority: str) -> access.Voices:
+        request = _Request(
+            proposal.statement, b"", None, proposal.approvals, in_person=proposal.in_person, since_ns=proposal.since_ns
+        )
+        return self._request_voices(request, creator, authority)
+
+    async def _ask_scripts(
+        self, members: Sequence[Member], voices: access.Voices, statement: Statement, text: bytes
+    ) -> access.Voices:
+        """Call the scripts whose answers decide, all at once; a silent one agrees to nothing."""
+        scripts = access.scripts_to_call(members, voices)
+        if not scripts or self._call_script is None:
+            return voices
+        document = {"statement": statement.members(), "document": text.decode("utf-8")}
+        answers = await asyncio.gather(*(self._ask(script, statement, document) for script in scripts))
+        agreeing, against = set(voices.agreeing), set(voices.against)
+        for script, verdict in zip(scripts, answers, strict=True):
+            if verdict is not None:
+                (agreeing if verdict is Verdict.APPROVE else against).add(access.script_identity(script))
+        return replace(voices, agreeing=frozenset(agreeing), against=frozenset(against))
+
+    async def _ask(self, script: Script, statement: Statement, document: Mapping[str, Any]) -> Verdict | None:
+        assert self._call_script is not None
+        try:
+            body = await self._call_script(script, document)
+            verdict, reason = read_answer(body, statement, None if script.signer is None else script.signer.key_id)
+        except FspfError as exc:
+            log.warning("script %s did not answer about %s: %s", script.url, statement, exc)
+            return None
+        await self._tell("policy-script", statement, script=script.url, verdict=str(verdict), reason=reason)
+        return verdict
+
+    async def _propose(
+        self, request: _Request, members: Sequence[Member], voices: access.Voices, missing: str
+    ) -> Outcome:
+        """Keep a change until enough agree; one of those who have a voice must want it."""
+        statement = request.statement
+        outcome = Outcome(statement.name, statement.policy or statement.predecessor, pending=True, missing=missing)
+        if request.since_ns is not None:
+            return outcome  # it is kept already
+        if not access.is_member(members, voices):
+            raise AccessDeniedError(f"{statement}: only those who have a voice may propose; {missing}")
+        here = request.principal.identities if request.principal is not None else frozenset()
+        if statement.policy:  # what cannot come into force is not kept
+            await self.links.check_imports(self._parse(request.text))
+        proposal = Proposal(
+            statement.action, statement.name, statement.predecessor, statement.policy, request.text, request.by,
+            request.creator, here, request.approvals, self._clock(),
+        )  # fmt: skip
+        key = records.pending_key(statement)
+        others = await self._store.list(records.pending_prefix(statement.name))
+        if any(there == key for there, _ in others):
+            if not request.approvals:
+                return outcome
+            return await self.approve(statement.name, statement.policy or statement.predecessor, request.approvals)
+        stale = [there for there, entry in others if Proposal.unpack(entry.value).predecessor != statement.predecessor]
+        if len(others) - len(stale) >= MAX_PENDING:
+            raise ConflictError(
+                f"{MAX_PENDING} proposals about {statement.name} wait already: have one decided or taken back"
+            )
+        put = [Put(key, proposal.pack()), *(Put(there, None) for there in stale)]
+        if await self._store.transact([Compare(key, ABSENT)], put) is None:
+            return outcome  # somebody proposed the very same at the same time
+        await self._tell("policy-proposal", statement, by=request.by)
+        return outcome
+
+    async def _proposal(self, name: str, what: str) -> tuple[str, Proposal, int]:
+        for key, entry in await self._store.list(records.pending_prefix(name)):
+            proposal = Proposal.unpack(entry.value)
+            if what == (proposal.policy or proposal.predecessor):
+                return key, proposal, entry.revision
+        raise AccessDeniedError(f"there is no proposal {what[:12]} about {name}: it was decided, or taken back")
+
+    # -- the store
+
+    async def _record(self, name: str) -> tuple[Record | None, int]:
+        entry = await self._store.get(records.policy_key(name))
+        return (None, ABSENT) if entry is None else (Record.unpack(entry.value), entry.revision)
+
+    async def _stored(self, policy_hash: str) -> Version:
+        entry = await self._store.get(records.history_key(policy_hash))
+        if entry is None:
+            raise CasError(f"the store lacks version {policy_hash[:12]} of a policy: restore it from a backup")
+        return Version.unpack(entry.value)
+
+    async def _version(self, policy_hash: str) -> Policy:
+        """Return a stored version; versions never change, so what was parsed stays."""
+        policy = self._parsed.get(policy_hash)
+        if policy is None:
+            policy = self._parse((await self._stored(policy_hash)).text)
+            if policy.hash != policy_hash:
+                raise CasError(f"the store has another text for version {policy_hash[:12]}: it was altered")
+        self._parsed[policy_hash] = policy
+        self._parsed.move_to_end(policy_hash)
+        if len(self._parsed) > _MAX_PARSED:
+            self._parsed.popitem(last=False)
+        return policy
+
+    @staticmethod
+    def _parse(text: bytes) -> Policy:
+        return parse_policy(text)
+
+    async def _tell(self, kind: str, statement: Statement, **fields: Any) -> None:
+        log.info("%s: %s", kind, statement)
+        if self._audit is not None:
+            await self._audit.append(kind, **statement.members(), **fields)
+
+
+def _add(compare: builtins.list[Compare], put: builtins.list[Put], change: Change) -> None:
+    known = {one.key for one in compare}
+    compare.extend(one for one in change[0] if one.key not in known)
+    put.extend(change[1])
+
+
+def _bounded(approvals: Iterable[Approval]) -> tuple[Approval, ...]:
+    found = tuple(approvals)
+    if len(found) > MAX_APPROVALS:
+        raise PolicyError(f"a change has at most {MAX_APPROVALS} approvals")
+    return found
+
+
+def _unknown(name: str, why: str = "") -> AccessDeniedError:
+    """Say the same whether there is no such policy or it is not to be read."""
+    return AccessDeniedError(f"there is no policy {name}, or this client may not read it" + (f": {why}" if why else ""))
+
+
+def _contended(name: str) -> ConflictError:
+    return ConflictError(f"policy {name} was changed by others all the time: nothing was done")
