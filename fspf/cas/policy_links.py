@@ -92,7 +92,7 @@ class Links:
         self._find = find
         self._random = random_bytes
 
-    # -- what is imported
+    # -- imports, from which policy and as what
 
     async def check_imports(self, policy: Policy) -> list[Compare]:
         """Refuse imports that their exporters do not export; return what must stay as it was seen.
