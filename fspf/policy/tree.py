@@ -82,9 +82,10 @@ def shown(text: str) -> str:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return `; did you mean …?` if a known word is close, else what is known."""
-    close = difflib.get_close_matches(word[:MAX_SHOWN], known, n=1)
+    lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(word[:MAX_SHOWN].lower(), lower, n=1)
     if close:
-        return f"; did you mean {close[0]}?"
+        return f"; did you mean {lower[close[0]]}?"
     return f"; known are {', '.join(sorted(known))}" if known else ""
 
 
