@@ -6,24 +6,25 @@ and anchors are changed, in the same transaction, by whoever is handed in for th
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from fspf.cas import policy_records as records
-from fspf.cas.policy_links import Change, Current, Links
+from fspf.cas.policy_boards import Authority, Boards, Request
+from fspf.cas.policy_links import Current, Links
+from fspf.cas.policy_ports import AuditLog, CallScript, Change, Issuer, Restorer
 from fspf.cas.policy_records import Proposal, Record, Version
 from fspf.cas.store import ABSENT, MAX_TRANSACTION, Compare, Put, Store
-from fspf.core.errors import AccessDeniedError, CasError, ConflictError, FspfError, PolicyError
+from fspf.core.errors import AccessDeniedError, CasError, ConflictError, PolicyError
 from fspf.policy import access
-from fspf.policy.approval import Action, Approval, Statement, Verdict, read_answer
+from fspf.policy.approval import Action, Approval, Statement
 from fspf.policy.document import parse_policy
-from fspf.policy.model import Anyone, Member, Policy, Restore, Script
+from fspf.policy.model import Anyone, Member, Policy, Restore
 from fspf.policy.plan import Plan, plan
 from fspf.policy.principal import Principal, key_identity
 
@@ -34,37 +35,6 @@ MAX_APPROVALS: Final = 128  # of one change
 _MAX_PARSED: Final = 512  # policies
 _TRIES: Final = 8
 _HASH_LEN: Final = 64
-
-CallScript = Callable[[Script, Mapping[str, Any]], Awaitable[bytes]]
-"""Calls a script with a JSON document and returns the body of its answer; any `FspfError` counts as silence."""
-
-
-class Issuer(Protocol):
-    """Makes the values of a policy's secrets; the values are changed together with the policy."""
-
-    async def issue(self, policy: Policy, old: Policy | None) -> Change:
-        """Return what must hold and what is to be put for *policy* to replace *old*."""
-
-    async def forget(self, policy: Policy) -> Change:
-        """Return what is to be put when *policy* is deleted."""
-
-
-class Restorer(Protocol):
-    """Makes an older state of a volume its newest."""
-
-    async def restore(self, volume_id: bytes, statement: Restore) -> Change:
-        """Return what must hold and what is to be put.
-
-        Raises:
-            CasError: The volume is open for writing, or the statement's epoch is not the next one.
-        """
-
-
-class AuditLog(Protocol):
-    """Where decisions are written down."""
-
-    async def append(self, kind: str, **fields: Any) -> Any:
-        """Add a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +51,6 @@ class Outcome:
     hash: str
     pending: bool = False
     missing: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A change that somebody wants."""
-
-    statement: Statement
-    text: bytes
-    principal: Principal | None
-    approvals: tuple[Approval, ...]
-    propose: bool = False
-    in_person: frozenset[str] = field(default_factory=frozenset)
-    since_ns: int | None = None
-    by: str = ""
-    creator: str = ""
 
 
 class Policies:
@@ -125,10 +80,10 @@ class Policies:
         self._clock = clock
         self._issuer = issuer
         self._restorer = restorer
-        self._call_script = call_script
         self._audit = audit
         self._may_create = tuple(may_create)
         self._random = random_bytes
+        self._boards = Boards(clock, call_script, self._tell)
         self._parsed: OrderedDict[str, Policy] = OrderedDict()
         self.links: Final = Links(store, self.find, random_bytes)
 
@@ -195,13 +150,15 @@ class Policies:
         for _, entry in await self._store.list(records.pending_prefix(name)):
             proposal = Proposal.unpack(entry.value)
             try:
-                members, creator, authority = await self._authority(proposal.statement)
+                authority = await self._authority(proposal.statement)
             except CasError:
                 continue  # what it is about has gone
-            voices = self._proposal_voices(proposal, creator, authority)
-            asking = access.Voices(creator, authority, principal.identities if principal else frozenset())
-            if access.is_member(members, asking):
-                found.append((proposal, access.explain(members, voices)))
+            voices = self._boards.voices(_request_of(proposal), authority)
+            asking = access.Voices(
+                authority.creator, authority.name, principal.identities if principal else frozenset()
+            )
+            if access.is_member(authority.members, asking):
+                found.append((proposal, access.explain(authority.members, voices)))
         return found
 
     async def plan(self, text: bytes, principal: Principal | None) -> Plan:
@@ -241,7 +198,7 @@ class Policies:
         """
         policy = self._parse(text)
         statement = Statement(Action.CREATE, policy.name, policy.predecessor or "", policy.hash)
-        request = _Request(
+        request = Request(
             statement, text, principal, _bounded(approvals), propose, by=str(principal), creator=principal.identity
         )
         return await self._change(request)
@@ -259,7 +216,7 @@ class Policies:
         if policy.predecessor is None:
             raise PolicyError("predecessor is missing: the hash of the version that this one replaces")
         statement = Statement(Action.UPDATE, policy.name, policy.predecessor, policy.hash)
-        return await self._change(_Request(statement, text, principal, _bounded(approvals), propose, by=str(principal)))
+        return await self._change(Request(statement, text, principal, _bounded(approvals), propose, by=str(principal)))
 
     async def delete(
         self,
@@ -277,7 +234,7 @@ class Policies:
             ConflictError: It was replaced meanwhile, or there are policies below it.
         """
         statement = Statement(Action.DELETE, name, predecessor)
-        return await self._change(_Request(statement, b"", principal, _bounded(approvals), propose, by=str(principal)))
+        return await self._change(Request(statement, b"", principal, _bounded(approvals), propose, by=str(principal)))
 
     async def approve(
         self,
@@ -302,12 +259,12 @@ class Policies:
         for _ in range(_TRIES):
             key, proposal, revision = await self._proposal(name, what)
             statement = proposal.statement
-            members, creator, authority = await self._authority(statement)
+            authority = await self._authority(statement)
             for approval in given:
                 approval.verify(statement)
             here = principal.identities if principal is not None and in_person else frozenset()
             for voice in (*(frozenset({key_identity(one.key_id)}) for one in given), *([here] if in_person else [])):
-                if not access.is_member(members, access.Voices(creator, authority, voice)):
+                if not access.is_member(authority.members, access.Voices(authority.creator, authority.name, voice)):
                     raise AccessDeniedError(f"{statement}: {access.named(voice)} is not among those who are asked")
             if given or in_person:
                 merged = {(one.key_id, one.verdict): one for one in (*proposal.approvals, *given)}
@@ -319,11 +276,7 @@ class Policies:
                 await self._tell(
                     "policy-approval", statement, keys=sorted(one.key_id for one in given), by=str(principal)
                 )
-            request = _Request(
-                statement, proposal.text, None, proposal.approvals, propose=True, in_person=proposal.in_person,
-                since_ns=proposal.since_ns, by=proposal.by, creator=proposal.creator,
-            )  # fmt: skip
-            return await self._change(request)
+            return await self._change(_request_of(proposal))
         raise _contended(name)
 
     async def withdraw(self, name: str, what: str, principal: Principal) -> None:
@@ -337,7 +290,7 @@ class Policies:
             raise AccessDeniedError("a proposal is taken back by whoever made it")
         await self._store.transact([Compare(key, revision)], [Put(key, None)])
 
-    async def _change(self, request: _Request) -> Outcome:
+    async def _change(self, request: Request) -> Outcome:
         """Do what is asked if enough agree; else keep it as a proposal, or refuse it."""
         statement = request.statement
         for _ in range(_TRIES):
@@ -345,15 +298,15 @@ class Policies:
             if record is not None and not record.deleted and record.hash == statement.policy:
                 return Outcome(record.name, record.hash)  # repeated: it is done already
             old = await self._expected(statement, record, revision)
-            members, creator, authority = await self._authority(statement)
-            voices = self._request_voices(request, creator, authority)
-            voices = await self._ask_scripts(members, voices, statement, request.text)
-            if not access.is_allowed(members, voices):
-                missing = access.explain(members, voices)
+            authority = await self._authority(statement)
+            voices = self._boards.voices(request, authority)
+            voices = await self._boards.ask_scripts(request, authority, voices)
+            if not access.is_allowed(authority.members, voices):
+                missing = access.explain(authority.members, voices)
                 if not request.propose:
                     raise AccessDeniedError(f"{statement}: {missing}")
-                return await self._propose(request, members, voices, missing)
-            compare, put, policy = await self._parts(request, record, revision, old)
+                return await self._propose(request, authority, voices, missing)
+            compare, put, policy = await self._parts(request, authority, record, revision, old)
             put.append(Put(records.pending_key(statement), None))
             if len(compare) + len(put) > MAX_TRANSACTION:
                 raise PolicyError(
@@ -402,23 +355,23 @@ class Policies:
             raise ConflictError(f"{record.children} policies are below {name}: delete them first")
         return await self._version(record.hash)
 
-    async def _authority(self, statement: Statement) -> tuple[Sequence[Member], str, str]:
-        """Return who has to agree, whom CREATOR means, and whose access policy that is."""
+    async def _authority(self, statement: Statement) -> Authority:
+        """Return who has to agree."""
         if statement.action is Action.CREATE:
             above, slash, _ = statement.name.rpartition("/")
             if not slash:
-                return self._may_create, "", ""
+                return Authority(self._may_create, "", "")
             parent = await self.find(above)
             if parent is None:
                 raise AccessDeniedError(f"{statement.name} would be below {above}, and there is no such policy")
-            return parent.policy.access_policy.create_sessions, parent.record.creator, above
+            return Authority(parent.policy.access_policy.create_sessions, parent.record.creator, above, parent)
         current = await self.find(statement.name)
         if current is None:
             raise _unknown(statement.name)
-        return current.policy.access_policy.update, current.record.creator, current.policy.name
+        return Authority(current.policy.access_policy.update, current.record.creator, current.policy.name)
 
     async def _parts(
-        self, request: _Request, record: Record | None, revision: int, old: Policy | None
+        self, request: Request, authority: Authority, record: Record | None, revision: int, old: Policy | None
     ) -> tuple[builtins.list[Compare], builtins.list[Put], Policy | None]:
         """Return everything that must hold and everything that changes."""
         statement, now_ns = request.statement, self._clock()
@@ -426,7 +379,7 @@ class Policies:
         put: builtins.list[Put] = []
         policy = None if statement.action is Action.DELETE else self._parse(request.text)
         if statement.action is not Action.UPDATE:
-            await self._count_child(statement, compare, put)
+            _add(compare, put, await self._count_child(statement, authority))
         if policy is None:
             assert record is not None
             assert old is not None
@@ -460,19 +413,24 @@ class Policies:
             _add(compare, put, await self._restorer.restore(volume_id, restored))
         return compare, put, policy
 
-    async def _count_child(
-        self, statement: Statement, compare: builtins.list[Compare], put: builtins.list[Put]
-    ) -> None:
-        """Keep the number of policies below the one above: a policy with others below it cannot go meanwhile."""
+    async def _count_child(self, statement: Statement, authority: Authority) -> Change:
+        """Keep the number of policies below the one above: a policy with others below it cannot go meanwhile.
+
+        What was asked whether this may be created below it must still be so: the revision is the one that was seen then.
+        """
         above, slash, _ = statement.name.rpartition("/")
         if not slash:
-            return
-        record, revision = await self._record(above)
+            return (), ()
+        if authority.above is not None:
+            record: Record | None = authority.above.record
+            revision, step = authority.above.revision, 1
+        else:
+            record, revision = await self._record(above)
+            step = -1
         if record is None:
             raise CasError(f"the store has policy {statement.name} but not {above}: it is damaged")
-        step = 1 if statement.action is Action.CREATE else -1
-        compare.append(Compare(records.policy_key(above), revision))
-        put.append(Put(records.policy_key(above), replace(record, children=record.children + step).pack()))
+        key = records.policy_key(above)
+        return [Compare(key, revision)], [Put(key, replace(record, children=record.children + step).pack())]
 
     @staticmethod
     def _restores(policy: Policy, old: Policy | None) -> builtins.list[Restore]:
@@ -487,59 +445,13 @@ class Policies:
         creator, name = current.record.creator, current.policy.name
         return access.voices_of(statement, approvals, principal, creator=creator, policy=name)
 
-    def _request_voices(self, request: _Request, creator: str, authority: str) -> access.Voices:
-        waited_s = 0 if request.since_ns is None else max(self._clock() - request.since_ns, 0) // 1_000_000_000
-        voices = access.voices_of(
-            request.statement,
-            request.approvals,
-            request.principal,
-            creator=creator,
-            policy=authority,
-            waited_s=waited_s,
-        )
-        return replace(voices, agreeing=voices.agreeing | request.in_person)
-
-    def _proposal_voices(self, proposal: Proposal, creator: str, authority: str) -> access.Voices:
-        request = _Request(
-            proposal.statement, b"", None, proposal.approvals, in_person=proposal.in_person, since_ns=proposal.since_ns
-        )
-        return self._request_voices(request, creator, authority)
-
-    async def _ask_scripts(
-        self, members: Sequence[Member], voices: access.Voices, statement: Statement, text: bytes
-    ) -> access.Voices:
-        """Call the scripts whose answers decide, all at once; a silent one agrees to nothing."""
-        scripts = access.scripts_to_call(members, voices)
-        if not scripts or self._call_script is None:
-            return voices
-        document = {"statement": statement.members(), "document": text.decode("utf-8")}
-        answers = await asyncio.gather(*(self._ask(script, statement, document) for script in scripts))
-        agreeing, against = set(voices.agreeing), set(voices.against)
-        for script, verdict in zip(scripts, answers, strict=True):
-            if verdict is not None:
-                (agreeing if verdict is Verdict.APPROVE else against).add(access.script_identity(script))
-        return replace(voices, agreeing=frozenset(agreeing), against=frozenset(against))
-
-    async def _ask(self, script: Script, statement: Statement, document: Mapping[str, Any]) -> Verdict | None:
-        assert self._call_script is not None
-        try:
-            body = await self._call_script(script, document)
-            verdict, reason = read_answer(body, statement, None if script.signer is None else script.signer.key_id)
-        except FspfError as exc:
-            log.warning("script %s did not answer about %s: %s", script.url, statement, exc)
-            return None
-        await self._tell("policy-script", statement, script=script.url, verdict=str(verdict), reason=reason)
-        return verdict
-
-    async def _propose(
-        self, request: _Request, members: Sequence[Member], voices: access.Voices, missing: str
-    ) -> Outcome:
+    async def _propose(self, request: Request, authority: Authority, voices: access.Voices, missing: str) -> Outcome:
         """Keep a change until enough agree; one of those who have a voice must want it."""
         statement = request.statement
         outcome = Outcome(statement.name, statement.policy or statement.predecessor, pending=True, missing=missing)
         if request.since_ns is not None:
             return outcome  # it is kept already
-        if not access.is_member(members, voices):
+        if not access.is_member(authority.members, voices):
             raise AccessDeniedError(f"{statement}: only those who have a voice may propose; {missing}")
         here = request.principal.identities if request.principal is not None else frozenset()
         if statement.policy:  # what cannot come into force is not kept
@@ -611,6 +523,21 @@ def _add(compare: builtins.list[Compare], put: builtins.list[Put], change: Chang
     known = {one.key for one in compare}
     compare.extend(one for one in change[0] if one.key not in known)
     put.extend(change[1])
+
+
+def _request_of(proposal: Proposal) -> Request:
+    """Return the request that a proposal is by now."""
+    return Request(
+        proposal.statement,
+        proposal.text,
+        None,
+        proposal.approvals,
+        propose=True,
+        in_person=proposal.in_person,
+        since_ns=proposal.since_ns,
+        by=proposal.by,
+        creator=proposal.creator,
+    )
 
 
 def _bounded(approvals: Iterable[Approval]) -> tuple[Approval, ...]:

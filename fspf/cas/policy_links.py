@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from fspf.cas import policy_records as records
+from fspf.cas.policy_ports import Change
 from fspf.cas.policy_records import Belonging, MainVolume, Record
 from fspf.cas.store import ABSENT, Compare, Put, Store
 from fspf.core.errors import AccessDeniedError, ConflictError, PolicyError
@@ -35,8 +36,6 @@ ID_LEN: Final = 16
 MAX_INSTANCE: Final = 100  # characters
 SHARED_INSTANCE: Final = "-"  # of a main volume that all instances of a service share
 _TRIES: Final = 8
-
-Change = tuple[Sequence[Compare], Sequence[Put]]
 
 
 @dataclass(frozen=True, slots=True)
