@@ -204,7 +204,13 @@ class Policies:
         return await self._change(request)
 
     async def update(
-        self, text: bytes, principal: Principal | None, approvals: Iterable[Approval] = (), *, propose: bool = False
+        self,
+        text: bytes,
+        principal: Principal | None,
+        approvals: Iterable[Approval] = (),
+        *,
+        propose: bool = False,
+        name: str | None = None,
     ) -> Outcome:
         """Replace a policy by a version that names it as its predecessor.
 
@@ -213,6 +219,8 @@ class Policies:
             ConflictError: It was replaced by another version meanwhile.
         """
         policy = self._parse(text)
+        if name is not None and policy.name != name:
+            raise PolicyError(f"the document is of policy {policy.name}, {name} is to be replaced")
         if policy.predecessor is None:
             raise PolicyError("predecessor is missing: the hash of the version that this one replaces")
         statement = Statement(Action.UPDATE, policy.name, policy.predecessor, policy.hash)

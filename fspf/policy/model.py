@@ -194,10 +194,11 @@ class Secret:
         kind: None for an imported one: as the exporter says.
         size: ascii: characters; binary: bytes.
         value: As written, for a secret that the policy's author chose: text, hex digits, PEM.
-        private_key: Name of the secret whose key is certified, or whose public half this is.
+        private_key: Name of the secret whose key is certified, or whose public half this is; None for a certificate: it
+            has a key of its own.
         issuer: Name of the x509-ca that signs; None: self-signed.
         san: Subject alternative names: ("dns" | "ip" | "uri" | "email", value).
-        migrate: private-key: stays over an update.
+        migrate: The private key stays over an update.
         renew_before_s: x509, x509-ca: issued anew so long before its end.
     """
 

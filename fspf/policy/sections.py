@@ -309,10 +309,11 @@ _KEYS_OF: Final[Mapping[SecretKind, frozenset[str]]] = {  # beside name, kind an
     SecretKind.PRIVATE_KEY: frozenset({"value", "key_type", "migrate", "vault"}),
     SecretKind.PUBLIC_KEY: frozenset({"value", "private_key", "vault"}),
     SecretKind.X509: frozenset({
-        "value", "private_key", "issuer", "common_name", "endpoint", "san", "dns", "valid_for", "renew_before", "vault",
+        "value", "private_key", "key_type", "migrate", "issuer", "common_name", "endpoint", "san", "dns", "valid_for",
+        "renew_before", "vault",
     }),
     SecretKind.X509_CA: frozenset({
-        "value", "private_key", "issuer", "common_name", "valid_for", "renew_before", "vault",
+        "value", "private_key", "key_type", "migrate", "issuer", "common_name", "valid_for", "renew_before", "vault",
     }),
 }  # fmt: skip
 _ALL_KEYS: Final = frozenset({"name", "kind", "export", "import"}).union(*_KEYS_OF.values())
@@ -371,8 +372,9 @@ def _check_secret(read: Secret, found: Pairs) -> None:
     if read.kind is SecretKind.PUBLIC_KEY and given == (read.private_key is not None):
         refuse(found.place, "a public-key has either private_key (of which it is the public half) or value")
     if read.kind in {SecretKind.X509, SecretKind.X509_CA} and not given:
-        if read.private_key is None:
-            refuse(found.place, f"a secret of kind {read.kind} needs the key private_key")
+        for key in ("key_type", "migrate"):
+            if read.private_key is not None and key in found:
+                refuse(found.place_of(key), f"{key} is said where the key is: {read.private_key}")
         if read.common_name is None and not read.san:
             refuse(
                 found.place, "a certificate needs a common_name" + (" or san" if read.kind is SecretKind.X509 else "")

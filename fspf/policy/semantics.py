@@ -215,6 +215,8 @@ def _secret(policy: Policy, secret: Secret) -> None:
             refuse(secret.place, f"private_key names a secret of kind private-key, {key.name} is {key.kind}")
         if key.key_type in _CANNOT_SIGN and secret.kind is not SecretKind.PUBLIC_KEY:
             refuse(secret.place, f"{key.name} is a key of {key.key_type}, which cannot sign")
+    if secret.key_type in _CANNOT_SIGN and secret.kind in {SecretKind.X509, SecretKind.X509_CA}:
+        refuse(secret.place, f"a key of {secret.key_type} cannot sign")
     if secret.issuer is not None:
         issuer = policy.secret(secret.issuer)
         if issuer is None:

@@ -552,7 +552,7 @@ def test_scripts_of_which_some_may_fail(
     run(test, World(checkers({f"check{n}": one for n, one in enumerate(behaviour)})))
 
 
-# ------------------------------------------------------------------------------------------- imports and exports
+# ------------------------------------------------------------------------------------------- what policies share
 
 EXPORTER = (
     "volumes: [{name: data, export: [{to: {session: b}, update_policy: ephemeral}]}]\n"
@@ -593,7 +593,7 @@ def test_both_sides_have_to_agree() -> None:
         ("update_policy: ephemeral", "update_policy: rollback_protected", "may be ephemeral, not rollback_protected"),
         ("import: a", "import: {session: a, secret: raw}", ""),
         ("$$SCONE::pw$$", "$$SCONE::pw:pem$$", "only keys and certificates"),
-        ("{name: pw, import: a}", "{name: pw, kind: binary, import: a}", "bytes are no text|is ascii, not binary"),
+        ("{name: pw, import: a}", "{name: pw, kind: binary, import: a}", "is ascii, not binary"),
         ("import: a", f"import: {{session: a, session_hash: {HEX32}}}", "another is in force"),
         ("import: a", "import: {session: a, secret: nothing}", "does not export nothing"),
     ],
@@ -603,6 +603,8 @@ def test_what_an_importer_may_do(old: str, new: str, expected: str) -> None:
         await world.make("a", EXPORTER)
         assert old in IMPORTER
         body = IMPORTER.replace(old, new)
+        if "kind: binary" in new:  # else its own kind forbids it already
+            body = body.replace("$$SCONE::pw$$", "$$SCONE::pw:hex$$")
         if expected:
             with pytest.raises(PolicyError, match=expected) as caught:
                 await world.make("b", body)
@@ -776,14 +778,8 @@ def test_a_restore_statement_moves_an_anchor_once() -> None:
         assert world.store.entries[anchor].value == b"new"
         await world.change("a", DATABASE + old_state.replace("@", "4"))
         assert world.store.entries[anchor].value == b"\x0f" * 16
-        assert (
-            world.audit.lines[-1]
-            == (
-                "volume-restore",
-                {**world.audit.lines[-2][1], **world.audit.lines[-1][1]},
-            )
-            or world.audit.lines[-1][1]["reason"] == "disk died"
-        )
+        kind, fields = world.audit.lines[-1]
+        assert (kind, fields["volume"], fields["epoch"], fields["reason"]) == ("volume-restore", "data", 4, "disk died")
         world.restoring.epoch = 4
         await world.store.transact([], [Put(anchor, b"newer")])
         await world.change(

@@ -277,7 +277,7 @@ WRONG = {
     "size and value": ("secrets: [{name: k, kind: ascii, size: 1, value: x}]\n", 3, 34, "is its own"),
     "odd hex": ("secrets: [{name: k, kind: binary, value: abc}]\n", 3, 42, "pairs of hex"),
     "key of another kind": ("secrets: [{name: k, kind: ascii, size: 1, san: []}]\n", 3, 43, "no key san"),
-    "certificate without key": ("secrets: [{name: c, kind: x509, common_name: x}]\n", 3, 11, "needs the key private_key"),
+    "whose key migrates": ("secrets: [{name: k, kind: private-key}, {name: c, kind: x509, common_name: x, private_key: k, migrate: true}]\n", 3, 95, "where the key is: k"),
     "certificate without name": (
         "secrets: [{name: k, kind: private-key}, {name: c, kind: x509, private_key: k}]\n", 3, 41, "common_name",
     ),
