@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "setup": "make mount(8), fstab and systemd know FSPF",
     "passwd": "set or change the passphrase of the CAS",
     "rekey": "give a volume a new key",
+    "policy": "check, sign and change policies of a CAS server",
     "cas": "show, export, import or remove records of the CAS",
 }
 _WITHOUT_KEYS: Final = {"scrub", "umount", "status", "setup"}  # the others keep out of core dumps
