@@ -322,7 +322,7 @@ def _exports(old: Policy, new: Policy) -> Iterator[Step]:
             continue
         who, what = key.split("\0")
         kind = Kind.GAINS if key not in before else Kind.LOSES if key not in after else Kind.CHANGES
-        detail = after.get(key) or before[key]
+        detail = after.get(key, before.get(key, ""))
         yield Step(
             kind, "export", f"policy {who}", f"{what} ({detail})" if detail else what, weaker=kind is not Kind.LOSES
         )
