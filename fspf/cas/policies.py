@@ -6,6 +6,7 @@ and anchors are changed, in the same transaction, by whoever is handed in for th
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import logging
 import secrets
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from fspf.cas import policy_records as records
 from fspf.cas.policy_boards import Authority, Boards, Request
-from fspf.cas.policy_links import Current, Links
+from fspf.cas.policy_links import Current, Links, VolumeAccess
 from fspf.cas.policy_ports import AuditLog, CallScript, Change, Issuer, Restorer
 from fspf.cas.policy_records import Proposal, Record, Version
 from fspf.cas.store import ABSENT, MAX_TRANSACTION, Compare, Put, Store
@@ -35,6 +36,7 @@ MAX_APPROVALS: Final = 128  # of one change
 _MAX_PARSED: Final = 512  # policies
 _TRIES: Final = 8
 _HASH_LEN: Final = 64
+_SHORT: Final = 16 << 10  # bytes of a document
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ class Policies:
             PolicyError: The document is wrong.
             AccessDeniedError: There is a policy of this name, and *principal* may not read it.
         """
-        policy = self._parse(text)
+        policy = await self._parse(text)
         current = await self.find(policy.name)
         if current is not None:
             self._check_read(current, principal, ())
@@ -180,6 +182,14 @@ class Policies:
         voices = self._voices(statement, _bounded(approvals), principal, current)
         if not access.is_allowed(policy.access_policy.read, voices):
             raise _unknown(policy.name, access.explain(policy.access_policy.read, voices) if voices.agreeing else "")
+
+    async def volume_access(self, principal: Principal, volume_id: bytes) -> VolumeAccess:
+        """Return what a service that was attested may do with the volume whose header says *volume_id*.
+
+        Raises:
+            AccessDeniedError: Nothing.
+        """
+        return await self.links.volume_access(principal, volume_id)
 
     # -- changing
 
@@ -196,7 +206,7 @@ class Policies:
             AccessDeniedError: Whoever has to agree has not.
             ConflictError: There is a policy of this name.
         """
-        policy = self._parse(text)
+        policy = await self._parse(text)
         statement = Statement(Action.CREATE, policy.name, policy.predecessor or "", policy.hash)
         request = Request(
             statement, text, principal, _bounded(approvals), propose, by=str(principal), creator=principal.identity
@@ -218,7 +228,7 @@ class Policies:
             PolicyError, AccessDeniedError: As `create`.
             ConflictError: It was replaced by another version meanwhile.
         """
-        policy = self._parse(text)
+        policy = await self._parse(text)
         if name is not None and policy.name != name:
             raise PolicyError(f"the document is of policy {policy.name}, {name} is to be replaced")
         if policy.predecessor is None:
@@ -305,6 +315,13 @@ class Policies:
             record, revision = await self._record(statement.name)
             if record is not None and not record.deleted and record.hash == statement.policy:
                 return Outcome(record.name, record.hash)  # repeated: it is done already
+            if (
+                statement.action is Action.DELETE
+                and record is not None
+                and record.deleted
+                and record.hash == statement.predecessor
+            ):
+                return Outcome(record.name, record.hash)
             old = await self._expected(statement, record, revision)
             authority = await self._authority(statement)
             voices = self._boards.voices(request, authority)
@@ -368,7 +385,7 @@ class Policies:
         if statement.action is Action.CREATE:
             above, slash, _ = statement.name.rpartition("/")
             if not slash:
-                return Authority(self._may_create, "", "")
+                return await self._top_authority(statement.name)
             parent = await self.find(above)
             if parent is None:
                 raise AccessDeniedError(f"{statement.name} would be below {above}, and there is no such policy")
@@ -378,6 +395,17 @@ class Policies:
             raise _unknown(statement.name)
         return Authority(current.policy.access_policy.update, current.record.creator, current.policy.name)
 
+    async def _top_authority(self, name: str) -> Authority:
+        """Return who may create a policy that is below no other.
+
+        Others may trust a name (exports, services on boards): after a deletion it stays with those who could replace the policy.
+        """
+        record, _ = await self._record(name)
+        if record is None:
+            return Authority(self._may_create, "", "")
+        last = await self._version(record.hash)
+        return Authority(last.access_policy.update, record.creator, name)
+
     async def _parts(
         self, request: Request, authority: Authority, record: Record | None, revision: int, old: Policy | None
     ) -> tuple[builtins.list[Compare], builtins.list[Put], Policy | None]:
@@ -385,7 +413,7 @@ class Policies:
         statement, now_ns = request.statement, self._clock()
         compare = [Compare(records.policy_key(statement.name), revision)]
         put: builtins.list[Put] = []
-        policy = None if statement.action is Action.DELETE else self._parse(request.text)
+        policy = None if statement.action is Action.DELETE else await self._parse(request.text)
         if statement.action is not Action.UPDATE:
             _add(compare, put, await self._count_child(statement, authority))
         if policy is None:
@@ -463,7 +491,7 @@ class Policies:
             raise AccessDeniedError(f"{statement}: only those who have a voice may propose; {missing}")
         here = request.principal.identities if request.principal is not None else frozenset()
         if statement.policy:  # what cannot come into force is not kept
-            await self.links.check_imports(self._parse(request.text))
+            await self.links.check_imports(await self._parse(request.text))
         proposal = Proposal(
             statement.action, statement.name, statement.predecessor, statement.policy, request.text, request.by,
             request.creator, here, request.approvals, self._clock(),
@@ -508,7 +536,7 @@ class Policies:
         """Return a stored version; versions never change, so what was parsed stays."""
         policy = self._parsed.get(policy_hash)
         if policy is None:
-            policy = self._parse((await self._stored(policy_hash)).text)
+            policy = await self._parse((await self._stored(policy_hash)).text)
             if policy.hash != policy_hash:
                 raise CasError(f"the store has another text for version {policy_hash[:12]}: it was altered")
         self._parsed[policy_hash] = policy
@@ -518,8 +546,9 @@ class Policies:
         return policy
 
     @staticmethod
-    def _parse(text: bytes) -> Policy:
-        return parse_policy(text)
+    async def _parse(text: bytes) -> Policy:
+        """Read a document; a large one beside the event loop, so that others are served meanwhile."""
+        return parse_policy(text) if len(text) <= _SHORT else await asyncio.to_thread(parse_policy, text)
 
     async def _tell(self, kind: str, statement: Statement, **fields: Any) -> None:
         log.info("%s: %s", kind, statement)

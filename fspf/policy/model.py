@@ -369,22 +369,33 @@ class Policy:
     access_policy: AccessPolicy = field(default_factory=AccessPolicy)
     security: Security = field(default_factory=Security)
     restore: tuple[Restore, ...] = ()
+    _services: Mapping[str, Service] = field(init=False, compare=False, repr=False)
+    _images: Mapping[str, Image] = field(init=False, compare=False, repr=False)
+    _volumes: Mapping[str, Volume] = field(init=False, compare=False, repr=False)
+    _secrets: Mapping[str, Secret] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Index what is looked up by name: a policy may have thousands of secrets, and placeholders."""
+        object.__setattr__(self, "_services", {one.name: one for one in reversed(self.services)})
+        object.__setattr__(self, "_images", {one.name: one for one in reversed(self.images)})
+        object.__setattr__(self, "_volumes", {one.name: one for one in reversed(self.volumes)})
+        object.__setattr__(self, "_secrets", {one.name: one for one in reversed(self.secrets)})
 
     def service(self, name: str) -> Service | None:
         """Return the service of that name."""
-        return next((one for one in self.services if one.name == name), None)
+        return self._services.get(name)
 
     def image(self, name: str | None) -> Image | None:
         """Return the image of that name."""
-        return next((one for one in self.images if one.name == name), None)
+        return self._images.get(name) if name is not None else None
 
     def volume(self, name: str) -> Volume | None:
         """Return the volume of that name."""
-        return next((one for one in self.volumes if one.name == name), None)
+        return self._volumes.get(name)
 
     def secret(self, name: str) -> Secret | None:
         """Return the secret of that name."""
-        return next((one for one in self.secrets if one.name == name), None)
+        return self._secrets.get(name)
 
     @property
     def namespace(self) -> str | None:

@@ -221,10 +221,36 @@ def test_a_deleted_policy_does_not_come_back_by_repeating_its_creation() -> None
             await world.make("a")
         with pytest.raises(ConflictError, match="no predecessor"):
             await world.policies.create(document("a", "", HEX32), ANN)
-        again = (await world.policies.create(document("a", "", first), BOB)).hash
-        assert (await world.policies.read("a", BOB))[1] == again
+        again = (await world.policies.create(document("a", "", first), ANN)).hash
+        assert (await world.policies.read("a", ANN))[1] == again
+
+    run(test)
+
+
+def test_the_name_of_a_deleted_policy_stays_with_those_who_had_it() -> None:
+    """Others may trust it: they import from it, or have its services on their boards."""
+
+    async def test(world: World) -> None:
+        first = await world.make("a", BOARD)
+        gone = Statement(Action.DELETE, "a", first)
+        await world.policies.delete("a", first, ANN, [signed(gone, "bob")])
+        text = document("a", EXPORTER)
+        with pytest.raises(AccessDeniedError, match="2 of 3 have to agree"):
+            await world.policies.create(text, MALLORY)
+        await world.policies.create(text, EVE, [signed(statement(text, Action.CREATE), "bob")])
+
+    run(test)
+
+
+def test_a_deletion_can_be_repeated() -> None:
+    async def test(world: World) -> None:
+        first = await world.make("a")
+        world.store.fail_next(done=True)
+        with pytest.raises(CasUnreachableError):
+            await world.policies.delete("a", first, ANN)
+        assert (await world.policies.delete("a", first, ANN)).hash == first
         with pytest.raises(AccessDeniedError):
-            await world.policies.read("a", ANN)  # another creator
+            await world.policies.delete("a", HEX32, ANN)
 
     run(test)
 
@@ -688,17 +714,18 @@ def test_a_volume_keeps_its_id_and_its_anchor_over_updates() -> None:
 def test_who_takes_the_name_of_a_deleted_policy_does_not_get_its_volumes() -> None:
     async def test(world: World) -> None:
         links = world.policies.links
-        first = await world.make("a", DATABASE)
-        (before,) = await links.volumes_for(service())
-        main = await links.volume_access(service(), b"m" * 16)
-        await world.policies.delete("a", first, ANN)
-        await world.make("a", DATABASE + "# mine\nsecurity: {}\n", by=MALLORY)
-        (after,) = await links.volumes_for(service())
+        await world.make("top", "access_policy: {create_sessions: [ANY]}\n")
+        first = await world.make("top/a", DATABASE)
+        (before,) = await links.volumes_for(service("top/a"))
+        main = await links.volume_access(service("top/a"), b"m" * 16)
+        await world.policies.delete("top/a", first, ANN)
+        await world.make("top/a", DATABASE + "# mine\nsecurity: {}\n", by=MALLORY)
+        (after,) = await links.volumes_for(service("top/a"))
         assert after.record_id != before.record_id
         assert after.incarnation != before.incarnation
         with pytest.raises(AccessDeniedError):
-            await links.volume_access(service(), main.record_id)
-        assert (await links.volume_access(service(), b"m" * 16)).record_id != main.record_id
+            await links.volume_access(service("top/a"), main.record_id)
+        assert (await links.volume_access(service("top/a"), b"m" * 16)).record_id != main.record_id
 
     run(test)
 
