@@ -331,7 +331,8 @@ class Policies:
                 if not request.propose:
                     raise AccessDeniedError(f"{statement}: {missing}")
                 return await self._propose(request, authority, voices, missing)
-            compare, put, policy = await self._parts(request, authority, record, revision, old)
+            agreed = sorted(voices.agreeing - voices.against)
+            compare, put, policy = await self._parts(request, authority, agreed, record, revision, old)
             put.append(Put(records.pending_key(statement), None))
             if len(compare) + len(put) > MAX_TRANSACTION:
                 raise PolicyError(
@@ -339,7 +340,6 @@ class Policies:
                     "add volumes and imports in several steps, or divide the policy"
                 )
             if await self._store.transact(compare, put) is not None:
-                agreed = sorted(voices.agreeing - voices.against)
                 await self._tell(f"policy-{statement.action}", statement, agreed=agreed, by=request.by)
                 if policy is not None:
                     for restored in self._restores(policy, old):
@@ -407,7 +407,13 @@ class Policies:
         return Authority(last.access_policy.update, record.creator, name)
 
     async def _parts(
-        self, request: Request, authority: Authority, record: Record | None, revision: int, old: Policy | None
+        self,
+        request: Request,
+        authority: Authority,
+        agreed: Sequence[str],
+        record: Record | None,
+        revision: int,
+        old: Policy | None,
     ) -> tuple[builtins.list[Compare], builtins.list[Put], Policy | None]:
         """Return everything that must hold and everything that changes."""
         statement, now_ns = request.statement, self._clock()
@@ -435,7 +441,7 @@ class Policies:
         _add(compare, put, more)
         new = replace(new, volumes=volumes)
         version = Version(
-            policy.name, request.text, statement.predecessor, now_ns, request.by,
+            policy.name, request.text, statement.predecessor, now_ns, request.by, tuple(agreed),
             tuple(records.approval_json(one) for one in request.approvals),
         )  # fmt: skip
         compare.append(Compare(records.history_key(policy.hash), ABSENT))

@@ -72,6 +72,7 @@ class PolicyApi:
             "predecessor": version.predecessor,
             "at_ns": version.at_ns,
             "by": version.by,
+            "agreed": list(version.agreed),
             "approvals": [one.decode("ascii") for one in version.approvals],
         }
 

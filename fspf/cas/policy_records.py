@@ -62,7 +62,8 @@ class Version:
 
     Attributes:
         by: Who made the request.
-        approvals: As JSON, for whoever wants to verify them again.
+        agreed: Identities of all who agreed: those who signed, asked in person, or answered as scripts.
+        approvals: The signed ones as JSON, for whoever wants to verify them again.
     """
 
     name: str
@@ -70,16 +71,17 @@ class Version:
     predecessor: str
     at_ns: int
     by: str
+    agreed: tuple[str, ...] = ()
     approvals: tuple[bytes, ...] = ()
 
     def pack(self) -> bytes:
         """Encode it."""
-        return _pack(self.name, self.text, self.predecessor, self.at_ns, self.by, self.approvals)
+        return _pack(self.name, self.text, self.predecessor, self.at_ns, self.by, self.agreed, self.approvals)
 
     @classmethod
     def unpack(cls, value: bytes) -> Version:
         """Decode it."""
-        return cls(*_unpack(value, 6))
+        return cls(*_unpack(value, 7))
 
 
 @dataclass(frozen=True, slots=True)
