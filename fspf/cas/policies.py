@@ -181,7 +181,8 @@ class Policies:
         statement = Statement(Action.READ, policy.name, policy.hash)
         voices = self._voices(statement, _bounded(approvals), principal, current)
         if not access.is_allowed(policy.access_policy.read, voices):
-            raise _unknown(policy.name, access.explain(policy.access_policy.read, voices) if voices.agreeing else "")
+            asked = access.is_member(policy.access_policy.read, voices)
+            raise _unknown(policy.name, access.explain(policy.access_policy.read, voices) if asked else "")
 
     async def volume_access(self, principal: Principal, volume_id: bytes) -> VolumeAccess:
         """Return what a service that was attested may do with the volume whose header says *volume_id*.
@@ -322,9 +323,10 @@ class Policies:
                 and record.hash == statement.predecessor
             ):
                 return Outcome(record.name, record.hash)
-            old = await self._expected(statement, record, revision)
             authority = await self._authority(statement)
             voices = self._boards.voices(request, authority)
+            self._check_visible(request, authority, voices)
+            old = await self._expected(statement, record, revision)
             voices = await self._boards.ask_scripts(request, authority, voices)
             if not access.is_allowed(authority.members, voices):
                 missing = access.explain(authority.members, voices)
@@ -349,6 +351,31 @@ class Policies:
                         )  # fmt: skip
                 return Outcome(statement.name, statement.policy or statement.predecessor)
         raise _contended(statement.name)
+
+    def _check_visible(self, request: Request, authority: Authority, voices: access.Voices) -> None:
+        """Tell nothing about a policy, not even that it exists, to those who have no voice in it and may not read it.
+
+        Raises:
+            AccessDeniedError: As if there were none.
+        """
+        name = authority.name
+        if authority.current is None or (request.statement.action is Action.CREATE and name == request.statement.name):
+            return  # at the top, everybody may find out which names are taken
+        members = authority.members
+        if (
+            access.is_member(members, voices)
+            or access.is_allowed(members, voices)
+            or access.scripts_to_call(members, voices)
+        ):
+            return
+        statement = Statement(Action.READ, name, authority.current.policy.hash)
+        reading = self._voices(statement, (), request.principal, authority.current)
+        if not access.is_allowed(authority.current.policy.access_policy.read, reading):
+            raise (
+                _unknown(name)
+                if request.statement.action is not Action.CREATE
+                else _nowhere(request.statement.name, name)
+            )
 
     async def _expected(self, statement: Statement, record: Record | None, revision: int) -> Policy | None:
         """Return the version that is to be replaced.
@@ -388,23 +415,23 @@ class Policies:
                 return await self._top_authority(statement.name)
             parent = await self.find(above)
             if parent is None:
-                raise AccessDeniedError(f"{statement.name} would be below {above}, and there is no such policy")
-            return Authority(parent.policy.access_policy.create_sessions, parent.record.creator, above, parent)
+                raise _nowhere(statement.name, above)
+            return Authority(parent.policy.access_policy.create_sessions, parent.record.creator, parent)
         current = await self.find(statement.name)
         if current is None:
             raise _unknown(statement.name)
-        return Authority(current.policy.access_policy.update, current.record.creator, current.policy.name)
+        return Authority(current.policy.access_policy.update, current.record.creator, current)
 
     async def _top_authority(self, name: str) -> Authority:
         """Return who may create a policy that is below no other.
 
         Others may trust a name (exports, services on boards): after a deletion it stays with those who could replace the policy.
         """
-        record, _ = await self._record(name)
+        record, revision = await self._record(name)
         if record is None:
-            return Authority(self._may_create, "", "")
-        last = await self._version(record.hash)
-        return Authority(last.access_policy.update, record.creator, name)
+            return Authority(self._may_create, "", None)
+        last = Current(await self._version(record.hash), record, revision)
+        return Authority(last.policy.access_policy.update, record.creator, last)
 
     async def _parts(
         self,
@@ -463,9 +490,10 @@ class Policies:
         above, slash, _ = statement.name.rpartition("/")
         if not slash:
             return (), ()
-        if authority.above is not None:
-            record: Record | None = authority.above.record
-            revision, step = authority.above.revision, 1
+        if statement.action is Action.CREATE:
+            assert authority.current is not None
+            record: Record | None = authority.current.record
+            revision, step = authority.current.revision, 1
         else:
             record, revision = await self._record(above)
             step = -1
@@ -593,6 +621,13 @@ def _bounded(approvals: Iterable[Approval]) -> tuple[Approval, ...]:
 def _unknown(name: str, why: str = "") -> AccessDeniedError:
     """Say the same whether there is no such policy or it is not to be read."""
     return AccessDeniedError(f"there is no policy {name}, or this client may not read it" + (f": {why}" if why else ""))
+
+
+def _nowhere(name: str, above: str) -> AccessDeniedError:
+    """Say the same whether there is no policy above or it is not to be known."""
+    return AccessDeniedError(
+        f"{name} would be below {above}: there is no such policy, or this client may create none below it"
+    )
 
 
 def _contended(name: str) -> ConflictError:

@@ -47,14 +47,17 @@ class Authority:
 
     Attributes:
         creator: Whom CREATOR means.
-        name: Of the policy that says so, "" for the CAS itself.
-        above: The policy above, of one that is to be created.
+        current: The policy that says so: the one in question, or the one above it; None: the CAS itself says so.
     """
 
     members: Sequence[Member]
     creator: str
-    name: str
-    above: Current | None = None
+    current: Current | None
+
+    @property
+    def name(self) -> str:
+        """Name of that policy, "" for the CAS itself."""
+        return "" if self.current is None else self.current.policy.name
 
 
 class Boards:

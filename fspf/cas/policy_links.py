@@ -155,6 +155,7 @@ class Links:
         export = None if volume is None or volume.import_from is not None else _export_to(importer, volume.exports)
         if export is None:
             _not_exported(source)
+        _check_version(exporter, source)
         return export
 
     @staticmethod
@@ -162,6 +163,7 @@ class Links:
         secret = exporter.policy.secret(source.name)
         if secret is None or secret.import_from is not None or _export_to(importer, secret.exports) is None:
             _not_exported(source)
+        _check_version(exporter, source)
         return secret
 
     # -- ids of volumes
@@ -354,6 +356,15 @@ def _export_to(importer: Policy, exports: Sequence[Export]) -> Export | None:
         if export.session == importer.name and export.session_hash in {None, importer.hash}:
             return export
     return None
+
+
+def _check_version(exporter: Current, source: Import) -> None:
+    """Refuse another version than the importer wants; only who is exported to learns that there is one."""
+    if source.session_hash not in {None, exporter.policy.hash}:
+        _refuse(
+            source.place,
+            f"version {str(source.session_hash)[:12]} of {source.session} is expected, another is in force",
+        )
 
 
 def _check_update_policy(export: Export, source: Import, mount: ImageVolume) -> None:
