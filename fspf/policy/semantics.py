@@ -13,6 +13,7 @@ from fspf.core.errors import PolicyError
 from fspf.policy import placeholders
 from fspf.policy.model import (
     NOWHERE,
+    Anyone,
     AttestationMode,
     AttestedService,
     Board,
@@ -31,6 +32,7 @@ from fspf.policy.tree import nearest, refuse, shown
 from fspf.policy.values import SecretKind
 
 _KEY_LEN: Final = 32  # bytes of a volume key
+_SECRET_KINDS: Final = frozenset({SecretKind.ASCII, SecretKind.BINARY, SecretKind.PRIVATE_KEY})
 _CANNOT_SIGN: Final = frozenset({KeyType.X25519})
 
 
@@ -86,11 +88,16 @@ def warnings(policy: Policy) -> Iterator[tuple[Place, str]]:
         if volume.name not in mounted and not volume.exports:
             yield volume.place, f"volume {volume.name} is used by no image and exported to nobody"
     for secret in policy.secrets:
+        if secret.value is not None and secret.kind in _SECRET_KINDS:
+            yield (
+                secret.place,
+                f"the value of secret {secret.name} stands in the policy: whoever may read it sees it, for ever",
+            )
         if secret.name not in filled and not secret.exports:
             yield secret.place, f"secret {secret.name} is used nowhere and exported to nobody"
     if policy.security.mode is AttestationMode.NONE:
         yield NOWHERE, "attestation mode is none: evidence that no hardware stands behind is good enough"
-    if any(type(member).__name__ == "Anyone" for member in policy.access_policy.update):
+    if any(isinstance(member, Anyone) for member in policy.access_policy.update):
         yield NOWHERE, "anybody may replace this policy (update: ANY)"
 
 
