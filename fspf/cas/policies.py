@@ -474,7 +474,7 @@ class Policies:
         compare.append(Compare(records.history_key(policy.hash), ABSENT))
         put += [Put(compare[0].key, new.pack()), Put(records.history_key(policy.hash), version.pack())]
         if self._issuer is not None:
-            _add(compare, put, await self._issuer.issue(policy, old))
+            _add(compare, put, await self._issuer.issue(policy, old, await self.links.imported_secrets(policy)))
         for restored in self._restores(policy, old):
             if self._restorer is None:
                 raise PolicyError("this CAS restores nothing", line=restored.place.line, column=restored.place.column)

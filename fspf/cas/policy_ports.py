@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from fspf.cas.store import Compare, Put
-from fspf.policy.model import Policy, Restore, Script
+from fspf.policy.model import Policy, Restore, Script, Secret
 
 Change = tuple[Sequence[Compare], Sequence[Put]]
 """What must hold, and what is to be put in the same transaction as the policy."""
@@ -21,8 +21,12 @@ CallScript = Callable[[Script, Mapping[str, Any]], Awaitable[bytes]]
 class Issuer(Protocol):
     """Makes the values of a policy's secrets; the values are changed together with the policy."""
 
-    async def issue(self, policy: Policy, old: Policy | None) -> Change:
-        """Return what must hold and what is to be put for *policy* to replace *old*."""
+    async def issue(self, policy: Policy, old: Policy | None, imported: Mapping[str, tuple[Policy, Secret]]) -> Change:
+        """Return what must hold and what is to be put for *policy* to replace *old*.
+
+        Args:
+            imported: Whose secrets it imports, by its own names for them; their exporters agree.
+        """
 
     async def forget(self, policy: Policy) -> Change:
         """Return what is to be put when *policy* is deleted."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ from fspf.policy import access
 from fspf.policy.access import Voices
 from fspf.policy.approval import Action, Statement
 from fspf.policy.document import parse_policy
-from fspf.policy.model import Policy
+from fspf.policy.model import Policy, Secret
 from tests.support.memstore import MemoryStore
 from tests.support.policies import key_id, person, signed
 
@@ -70,7 +70,9 @@ class UnruledStore(MemoryStore):
 class Issuing:
     """Stands for the secrets' values: they are there if and only if the policy is, made for its version."""
 
-    async def issue(self, policy: Policy, old: Policy | None) -> tuple[Sequence[Compare], Sequence[Put]]:
+    async def issue(
+        self, policy: Policy, old: Policy | None, imported: Mapping[str, tuple[Policy, Secret]]
+    ) -> tuple[Sequence[Compare], Sequence[Put]]:
         return [], [Put(f"secret/{policy.name}", policy.hash.encode())]
 
     async def forget(self, policy: Policy) -> tuple[Sequence[Compare], Sequence[Put]]:

@@ -23,7 +23,7 @@ from fspf.core.errors import (
 )
 from fspf.policy.approval import Action, Statement, Verdict
 from fspf.policy.document import parse_policy
-from fspf.policy.model import Policy, Restore, Script, UpdatePolicy
+from fspf.policy.model import Policy, Restore, Script, Secret, UpdatePolicy
 from fspf.policy.principal import Principal
 from tests.support.memstore import MemoryStore
 from tests.support.policies import HEX32, key_id, person, signed
@@ -45,7 +45,9 @@ class Clock:
 class Issuing:
     """Puts something in the same transaction, as the secrets' values are."""
 
-    async def issue(self, policy: Policy, old: Policy | None) -> tuple[Sequence[Compare], Sequence[Put]]:
+    async def issue(
+        self, policy: Policy, old: Policy | None, imported: Mapping[str, tuple[Policy, Secret]]
+    ) -> tuple[Sequence[Compare], Sequence[Put]]:
         return [], [Put(f"secret/{policy.name}", (old.hash if old else "none").encode())]
 
     async def forget(self, policy: Policy) -> tuple[Sequence[Compare], Sequence[Put]]:
