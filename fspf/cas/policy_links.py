@@ -57,6 +57,7 @@ class VolumeAccess:
         policy: Name of the policy whose volume it is: where `key` is to be expanded.
         incarnation: Of that policy.
         name: Of the volume there; of a main volume, the service's.
+        local_name: Of the volume in the policy of the service that asks.
         path: Where it is to be mounted.
         initial_tag: Tag of the state that it begins with; None: the CAS initialises it.
         key: Hex digits or a placeholder; None: the CAS makes the key.
@@ -67,6 +68,7 @@ class VolumeAccess:
     policy: str
     incarnation: bytes
     name: str
+    local_name: str
     path: str
     update_policy: UpdatePolicy
     initial_tag: bytes | None
@@ -191,6 +193,10 @@ class Links:
             entry = await self._store.get(key)
             if entry is not None:
                 self._check_belongs(entry.value, policy, record, volume)
+            elif wanted is not None:  # a key's own volume does not become a policy's by being named in one
+                if await self._store.get(records.volume_key(volume_id)) is not None:
+                    raise _taken(volume)
+                compare.append(Compare(records.volume_key(volume_id), ABSENT))
             compare.append(Compare(key, ABSENT if entry is None else entry.revision))
             put.append(Put(key, Belonging(policy.name, record.incarnation, volume.name).pack()))
             ids[volume.name] = volume_id
@@ -200,7 +206,7 @@ class Links:
     def _check_belongs(value: bytes, policy: Policy, record: Record, volume: Volume) -> None:
         found = Belonging.unpack(value)
         if (found.policy, found.incarnation) != (policy.name, record.incarnation):
-            raise ConflictError(f"volume {volume.volume_id} ({volume.name}) belongs to another policy")
+            raise _taken(volume)
         if found.volume != volume.name:
             _refuse(volume.place, f"volume {volume.volume_id} has the name {found.volume} in this policy already")
 
@@ -293,6 +299,7 @@ class Links:
             policy=policy.name,
             incarnation=record.incarnation,
             name=volume.name,
+            local_name=mount.name,
             path=mount.path,
             update_policy=mount.update_policy,
             initial_tag=None if volume.tag is None else bytes.fromhex(volume.tag),
@@ -329,6 +336,7 @@ class Links:
             policy=policy.name,
             incarnation=record.incarnation,
             name=service.name,
+            local_name=service.name,
             path="/",
             update_policy=service.fspf_update_policy,
             initial_tag=bytes.fromhex(service.fspf_tag),
@@ -356,6 +364,10 @@ def _export_to(importer: Policy, exports: Sequence[Export]) -> Export | None:
         if export.session == importer.name and export.session_hash in {None, importer.hash}:
             return export
     return None
+
+
+def _taken(volume: Volume) -> ConflictError:
+    return ConflictError(f"volume {volume.volume_id} ({volume.name}) belongs to another policy, or to a key")
 
 
 def _check_version(exporter: Current, source: Import) -> None:

@@ -194,6 +194,11 @@ def pending_key(statement: Statement) -> str:
     return f"{pending_prefix(statement.name)}{statement.action}-{statement.policy or statement.predecessor}"
 
 
+def volume_key(volume_id: bytes) -> str:
+    """Return where `volumes` keeps a volume's key, anchor and lease; only ever compared here."""
+    return f"volume/{volume_id.hex()}"
+
+
 def belonging_key(volume_id: bytes) -> str:
     """Return where it says whose a volume is."""
     return f"volume-policy/{volume_id.hex()}"

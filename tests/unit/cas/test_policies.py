@@ -700,6 +700,7 @@ def test_a_service_has_the_volumes_of_its_image_and_no_others() -> None:
         assert (mounted.path, mounted.update_policy, mounted.policy) == ("/d", UpdatePolicy.ROLLBACK_PROTECTED, "a")
         assert await links.volume_access(service(), mounted.record_id) == mounted
         (theirs,) = await links.volumes_for(service("b", "s"))
+        assert (theirs.local_name, theirs.name) == ("theirs", "data")
         assert (theirs.record_id, theirs.update_policy, theirs.policy) == (
             mounted.record_id,
             UpdatePolicy.EPHEMERAL,
@@ -794,6 +795,23 @@ def test_a_volume_that_exists_belongs_to_one_policy() -> None:
         current = await world.policies.find("a")
         assert current is not None
         assert current.record.volumes == {"v": b"\xcd" * 16}
+
+    run(test)
+
+
+def test_naming_the_volume_of_another_gives_no_access_to_it() -> None:
+    async def test(world: World) -> None:
+        body = f"volumes: [{{name: v, id: {'cd' * 16}, key: {HEX32}, tag: {'ab' * 16}}}]\n"
+        await world.store.transact([], [Put(f"volume/{'cd' * 16}", b"of a key")])
+        with pytest.raises(ConflictError, match="or to a key"):
+            await world.make("a", body, by=MALLORY)
+        await world.store.transact([], [Put(f"volume/{'cd' * 16}", None)])
+        first, _ = await asyncio.gather(
+            world.make("a", body),
+            world.store.transact([], [Put(f"volume/{'cd' * 16}", b"of a key")]),
+            return_exceptions=True,
+        )
+        assert isinstance(first, ConflictError)  # it came between looking and putting
 
     run(test)
 
