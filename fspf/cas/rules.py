@@ -12,6 +12,7 @@ from fspf.core.anchor import NEVER_WRITTEN, Anchor, Lease
 from fspf.core.errors import (
     AnchorMovedError,
     CasError,
+    ConflictError,
     FreshnessError,
     LeaseHeldError,
     LeaseLostError,
@@ -165,6 +166,36 @@ def rekey(state: State, lease: Lease, expected: Anchor, new: Anchor, *, now_ns: 
 def set_freshness(state: State, freshness: Freshness) -> State:
     """Change the mode; a writer that has the volume open keeps the old one until it opens it again."""
     return replace(state, freshness=freshness)
+
+
+def restore(state: State, old: Anchor, epoch: int, *, now_ns: int, is_gone: Callable[[Holder], bool]) -> State:
+    """Make an older state the newest again, by a statement that those agreed to who may replace the volume's policy.
+
+    The statement's epoch is used up here: no commit of the epochs before can be adopted any more, no writer of theirs goes
+    on, and the statement has its effect once.
+
+    Args:
+        state: What is stored.
+        old: The state that the statement names.
+        epoch: The epoch that it names: the one after the last.
+        now_ns: The CAS's clock, UTC.
+        is_gone: As for `acquire`.
+
+    Raises:
+        LeaseHeldError: The volume is open for writing.
+        ConflictError: The epoch is not the next one: the statement was made for another time, or has had its effect.
+        CasError: *old* is not older than the anchor, or epochs are used up.
+    """
+    _checked_anchor(old)
+    if state.lease is not None and is_live(state.lease, now_ns=now_ns, is_gone=is_gone):
+        raise LeaseHeldError(state.lease.holder)
+    if epoch != state.epoch + 1:
+        raise ConflictError(f"the statement is for epoch {epoch}, the next one of this volume is {state.epoch + 1}")
+    if not 0 < old.generation < state.anchor.generation:
+        raise CasError(f"only an older state is restored: {old} is not older than {state.anchor}")
+    if epoch >= MAX_EPOCH:  # one has to be left for whoever goes on from there
+        raise CasError(f"all {MAX_EPOCH} epochs of this volume are used up: copy its content into a new volume")
+    return replace(state, anchor=old, epoch=epoch, lease=None)
 
 
 def merge(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fspf.cas import rules
 from fspf.cas.rules import LEASE_TTL_NS, State
 from fspf.core.anchor import Anchor, Holder, Lease
-from fspf.core.errors import CasError, FspfError, LeaseHeldError, LeaseLostError
+from fspf.core.errors import CasError, ConflictError, FspfError, LeaseHeldError, LeaseLostError
 from fspf.core.freshness import Freshness
 from fspf.core.types import MAX_EPOCH
 from tests.unit.cas.conftest import NOW, anchor, holder
@@ -141,3 +141,53 @@ def test_whatever_is_asked_anchor_and_epoch_only_grow(state: State, calls: list[
             assert state is before
         assert state.epoch >= before.epoch
         assert state.anchor == before.anchor or state.anchor.generation > before.anchor.generation
+
+
+# ----------------------------------------------------------------------------------------------------- restoring
+
+
+def restore(state: State, old: Anchor, epoch: int) -> State:
+    return rules.restore(state, old, epoch, now_ns=NOW, is_gone=nobody_is_gone)
+
+
+def test_an_older_state_is_restored_and_no_other() -> None:
+    restored = restore(STATE, anchor(2), 4)
+    assert restored == replace(STATE, anchor=anchor(2), epoch=4)
+    again = acquire(restored)
+    assert (again.anchor, again.epoch) == (anchor(2), 5)
+    with pytest.raises(CasError, match="only a later commit"):
+        acquire(restored, adopt=anchor(1))
+
+
+def test_a_restore_has_its_effect_once() -> None:
+    restored = restore(STATE, anchor(2), 4)
+    for epoch in (3, 4):
+        with pytest.raises(ConflictError, match="the next one of this volume is 5"):
+            restore(replace(restored, anchor=anchor(9)), anchor(2), epoch)
+    with pytest.raises(ConflictError):
+        restore(STATE, anchor(2), 5)
+
+
+def test_the_writer_of_before_does_not_go_on() -> None:
+    expired = replace(STATE, lease=replace(LEASE, expires_ns=NOW - 1))
+    restored = restore(expired, anchor(2), 4)
+    with pytest.raises(LeaseLostError, match="epoch 4 was granted since"):
+        rules.advance(restored, LEASE, anchor(2), anchor(6), now_ns=NOW)
+
+
+def test_nothing_is_restored_under_a_writer() -> None:
+    with pytest.raises(LeaseHeldError):
+        restore(replace(STATE, lease=LEASE), anchor(2), 4)
+
+
+@pytest.mark.parametrize("generation", [0, 5, 6])
+def test_only_older_states_are_restored(generation: int) -> None:
+    with pytest.raises(CasError, match="only an older state"):
+        restore(STATE, Anchor(generation, bytes(16) if generation == 0 else b"t" * 16), 4)
+
+
+def test_an_epoch_is_left_after_a_restore() -> None:
+    with pytest.raises(CasError, match="used up"):
+        restore(replace(STATE, epoch=MAX_EPOCH - 1), anchor(2), MAX_EPOCH)
+    last = restore(replace(STATE, epoch=MAX_EPOCH - 2), anchor(2), MAX_EPOCH - 1)
+    assert acquire(last).epoch == MAX_EPOCH
