@@ -6,11 +6,9 @@ and anchors are changed, in the same transaction, by whoever is handed in for th
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import logging
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -19,24 +17,19 @@ from fspf.cas import policy_records as records
 from fspf.cas.policy_boards import Authority, Boards, Request
 from fspf.cas.policy_links import Current, Links, VolumeAccess
 from fspf.cas.policy_ports import AuditLog, CallScript, Change, Issuer, Restorer
+from fspf.cas.policy_reading import PolicyReader, bounded, unknown
 from fspf.cas.policy_records import Proposal, Record, Version
 from fspf.cas.store import ABSENT, MAX_TRANSACTION, Compare, Put, Store
 from fspf.core.errors import AccessDeniedError, CasError, ConflictError, PolicyError
 from fspf.policy import access
 from fspf.policy.approval import Action, Approval, Statement
-from fspf.policy.document import parse_policy
 from fspf.policy.model import Anyone, Member, Policy, Restore
-from fspf.policy.plan import Plan, plan
 from fspf.policy.principal import Principal, key_identity
 
 log = logging.getLogger(__name__)
 
 MAX_PENDING: Final = 16  # proposals about one policy
-MAX_APPROVALS: Final = 128  # of one change
-_MAX_PARSED: Final = 512  # policies
 _TRIES: Final = 8
-_HASH_LEN: Final = 64
-_SHORT: Final = 16 << 10  # bytes of a document
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +48,7 @@ class Outcome:
     missing: str = ""
 
 
-class Policies:
+class Policies(PolicyReader):
     """All policies of one store. Several processes may do this on one store: every change compares.
 
     Args:
@@ -78,7 +71,7 @@ class Policies:
         may_create: Sequence[Member] = (Anyone(),),
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        self._store = store
+        super().__init__(store)
         self._clock = clock
         self._issuer = issuer
         self._restorer = restorer
@@ -86,65 +79,9 @@ class Policies:
         self._may_create = tuple(may_create)
         self._random = random_bytes
         self._boards = Boards(clock, call_script, self._tell)
-        self._parsed: OrderedDict[str, Policy] = OrderedDict()
         self.links: Final = Links(store, self.find, random_bytes)
 
-    # -- reading
-
-    async def find(self, name: str) -> Current | None:
-        """Return the version in force, for the CAS itself: no access policy is asked. None: there is none."""
-        record, revision = await self._record(name)
-        if record is None or record.deleted:
-            return None
-        return Current(await self._version(record.hash), record, revision)
-
-    async def read(
-        self, name: str, principal: Principal | None, approvals: Iterable[Approval] = ()
-    ) -> tuple[bytes, str]:
-        """Return text and hash of the version in force.
-
-        Raises:
-            AccessDeniedError: The access policy does not let *principal* read it, or there is no such policy.
-        """
-        current = await self.find(name)
-        if current is None:
-            raise _unknown(name)
-        self._check_read(current, principal, approvals)
-        return (await self._stored(current.policy.hash)).text, current.policy.hash
-
-    async def history(
-        self, policy_hash: str, principal: Principal | None, approvals: Iterable[Approval] = ()
-    ) -> Version:
-        """Return any version that ever was in force, as the newest version of its policy lets *principal* read it.
-
-        Raises:
-            AccessDeniedError: It does not, or there is no such version.
-        """
-        if len(policy_hash) != _HASH_LEN or not set(policy_hash) <= set("0123456789abcdef"):
-            raise PolicyError("a version is named by its hash, 64 hex digits in lower case")
-        entry = await self._store.get(records.history_key(policy_hash))
-        if entry is None:
-            raise AccessDeniedError(f"there is no version {policy_hash[:12]}, or this client may not read it")
-        version = Version.unpack(entry.value)
-        record, revision = await self._record(version.name)
-        if record is None:
-            raise CasError(f"the store has a version of policy {version.name} but not the policy: it is damaged")
-        newest = Current(await self._version(record.hash), record, revision)
-        self._check_read(newest, principal, approvals)
-        return version
-
-    async def list(self, prefix: str, principal: Principal | None) -> builtins.list[Current]:
-        """Return all policies whose name begins with *prefix* and that *principal* may read, by name."""
-        found = []
-        for _, entry in await self._store.list(records.POLICIES):
-            record = Record.unpack(entry.value)
-            if record.deleted or not record.name.startswith(prefix):
-                continue
-            current = Current(await self._version(record.hash), record, entry.revision)
-            voices = self._voices(Statement(Action.READ, record.name, record.hash), (), principal, current)
-            if access.is_allowed(current.policy.access_policy.read, voices):
-                found.append(current)
-        return sorted(found, key=lambda current: current.policy.name)
+    # -- what waits, and what services may do
 
     async def pending(self, name: str, principal: Principal | None) -> builtins.list[tuple[Proposal, str]]:
         """Return the proposals about a policy that *principal* has a voice in or may read, and who is missing."""
@@ -162,27 +99,6 @@ class Policies:
             if access.is_member(authority.members, asking):
                 found.append((proposal, access.explain(authority.members, voices)))
         return found
-
-    async def plan(self, text: bytes, principal: Principal | None) -> Plan:
-        """Say what a document would change, to those who may read what is there.
-
-        Raises:
-            PolicyError: The document is wrong.
-            AccessDeniedError: There is a policy of this name, and *principal* may not read it.
-        """
-        policy = await self._parse(text)
-        current = await self.find(policy.name)
-        if current is not None:
-            self._check_read(current, principal, ())
-        return plan(None if current is None else current.policy, policy)
-
-    def _check_read(self, current: Current, principal: Principal | None, approvals: Iterable[Approval]) -> None:
-        policy = current.policy
-        statement = Statement(Action.READ, policy.name, policy.hash)
-        voices = self._voices(statement, _bounded(approvals), principal, current)
-        if not access.is_allowed(policy.access_policy.read, voices):
-            asked = access.is_member(policy.access_policy.read, voices)
-            raise _unknown(policy.name, access.explain(policy.access_policy.read, voices) if asked else "")
 
     async def volume_access(self, principal: Principal, volume_id: bytes) -> VolumeAccess:
         """Return what a service that was attested may do with the volume whose header says *volume_id*.
@@ -207,10 +123,10 @@ class Policies:
             AccessDeniedError: Whoever has to agree has not.
             ConflictError: There is a policy of this name.
         """
-        policy = await self._parse(text)
+        policy = await self.parse(text)
         statement = Statement(Action.CREATE, policy.name, policy.predecessor or "", policy.hash)
         request = Request(
-            statement, text, principal, _bounded(approvals), propose, by=str(principal), creator=principal.identity
+            statement, text, principal, bounded(approvals), propose, by=str(principal), creator=principal.identity
         )
         return await self._change(request)
 
@@ -229,13 +145,13 @@ class Policies:
             PolicyError, AccessDeniedError: As `create`.
             ConflictError: It was replaced by another version meanwhile.
         """
-        policy = await self._parse(text)
+        policy = await self.parse(text)
         if name is not None and policy.name != name:
             raise PolicyError(f"the document is of policy {policy.name}, {name} is to be replaced")
         if policy.predecessor is None:
             raise PolicyError("predecessor is missing: the hash of the version that this one replaces")
         statement = Statement(Action.UPDATE, policy.name, policy.predecessor, policy.hash)
-        return await self._change(Request(statement, text, principal, _bounded(approvals), propose, by=str(principal)))
+        return await self._change(Request(statement, text, principal, bounded(approvals), propose, by=str(principal)))
 
     async def delete(
         self,
@@ -253,7 +169,7 @@ class Policies:
             ConflictError: It was replaced meanwhile, or there are policies below it.
         """
         statement = Statement(Action.DELETE, name, predecessor)
-        return await self._change(Request(statement, b"", principal, _bounded(approvals), propose, by=str(principal)))
+        return await self._change(Request(statement, b"", principal, bounded(approvals), propose, by=str(principal)))
 
     async def approve(
         self,
@@ -274,7 +190,7 @@ class Policies:
             PolicyError: An approval is not right.
             AccessDeniedError: None of the voices belongs to those who are asked, or there is no such proposal.
         """
-        given = _bounded(approvals)
+        given = bounded(approvals)
         for _ in range(_TRIES):
             key, proposal, revision = await self._proposal(name, what)
             statement = proposal.statement
@@ -287,7 +203,7 @@ class Policies:
                     raise AccessDeniedError(f"{statement}: {access.named(voice)} is not among those who are asked")
             if given or in_person:
                 merged = {(one.key_id, one.verdict): one for one in (*proposal.approvals, *given)}
-                signed = _bounded(merged.values())
+                signed = bounded(merged.values())
                 proposal = replace(proposal, approvals=signed, in_person=proposal.in_person | here)
                 put = await self._store.transact([Compare(key, revision)], [Put(key, proposal.pack())])
                 if put is None:
@@ -313,7 +229,7 @@ class Policies:
         """Do what is asked if enough agree; else keep it as a proposal, or refuse it."""
         statement = request.statement
         for _ in range(_TRIES):
-            record, revision = await self._record(statement.name)
+            record, revision = await self.record_of(statement.name)
             if record is not None and not record.deleted and record.hash == statement.policy:
                 return Outcome(record.name, record.hash)  # repeated: it is done already
             if (
@@ -369,10 +285,10 @@ class Policies:
         ):
             return
         statement = Statement(Action.READ, name, authority.current.policy.hash)
-        reading = self._voices(statement, (), request.principal, authority.current)
+        reading = self.voices_about(statement, (), request.principal, authority.current)
         if not access.is_allowed(authority.current.policy.access_policy.read, reading):
             raise (
-                _unknown(name)
+                unknown(name)
                 if request.statement.action is not Action.CREATE
                 else _nowhere(request.statement.name, name)
             )
@@ -398,14 +314,14 @@ class Policies:
                 )
             return None
         if record is None or record.deleted:
-            raise _unknown(name)
+            raise unknown(name)
         if record.hash != statement.predecessor:
             raise ConflictError(
                 f"policy {name} was replaced meanwhile: {statement.predecessor[:12]} is expected, {record.hash[:12]} is there; read it again"
             )
         if statement.action is Action.DELETE and record.children:
             raise ConflictError(f"{record.children} policies are below {name}: delete them first")
-        return await self._version(record.hash)
+        return await self.version_of(record.hash)
 
     async def _authority(self, statement: Statement) -> Authority:
         """Return who has to agree."""
@@ -419,7 +335,7 @@ class Policies:
             return Authority(parent.policy.access_policy.create_sessions, parent.record.creator, parent)
         current = await self.find(statement.name)
         if current is None:
-            raise _unknown(statement.name)
+            raise unknown(statement.name)
         return Authority(current.policy.access_policy.update, current.record.creator, current)
 
     async def _top_authority(self, name: str) -> Authority:
@@ -427,10 +343,10 @@ class Policies:
 
         Others may trust a name (exports, services on boards): after a deletion it stays with those who could replace the policy.
         """
-        record, revision = await self._record(name)
+        record, revision = await self.record_of(name)
         if record is None:
             return Authority(self._may_create, "", None)
-        last = Current(await self._version(record.hash), record, revision)
+        last = Current(await self.version_of(record.hash), record, revision)
         return Authority(last.policy.access_policy.update, record.creator, last)
 
     async def _parts(
@@ -446,7 +362,7 @@ class Policies:
         statement, now_ns = request.statement, self._clock()
         compare = [Compare(records.policy_key(statement.name), revision)]
         put: builtins.list[Put] = []
-        policy = None if statement.action is Action.DELETE else await self._parse(request.text)
+        policy = None if statement.action is Action.DELETE else await self.parse(request.text)
         if statement.action is not Action.UPDATE:
             _add(compare, put, await self._count_child(statement, authority))
         if policy is None:
@@ -495,7 +411,7 @@ class Policies:
             record: Record | None = authority.current.record
             revision, step = authority.current.revision, 1
         else:
-            record, revision = await self._record(above)
+            record, revision = await self.record_of(above)
             step = -1
         if record is None:
             raise CasError(f"the store has policy {statement.name} but not {above}: it is damaged")
@@ -507,13 +423,7 @@ class Policies:
         """Return the restore statements that are new: those of the version before have taken effect."""
         return [one for one in policy.restore if old is None or one not in old.restore]
 
-    # -- boards
-
-    def _voices(
-        self, statement: Statement, approvals: Iterable[Approval], principal: Principal | None, current: Current
-    ) -> access.Voices:
-        creator, name = current.record.creator, current.policy.name
-        return access.voices_of(statement, approvals, principal, creator=creator, policy=name)
+    # -- proposals
 
     async def _propose(self, request: Request, authority: Authority, voices: access.Voices, missing: str) -> Outcome:
         """Keep a change until enough agree; one of those who have a voice must want it."""
@@ -525,7 +435,7 @@ class Policies:
             raise AccessDeniedError(f"{statement}: only those who have a voice may propose; {missing}")
         here = request.principal.identities if request.principal is not None else frozenset()
         if statement.policy:  # what cannot come into force is not kept
-            await self.links.check_imports(await self._parse(request.text))
+            await self.links.check_imports(await self.parse(request.text))
         proposal = Proposal(
             statement.action, statement.name, statement.predecessor, statement.policy, request.text, request.by,
             request.creator, here, request.approvals, self._clock(),
@@ -554,36 +464,6 @@ class Policies:
                 return key, proposal, entry.revision
         raise AccessDeniedError(f"there is no proposal {what[:12]} about {name}: it was decided, or taken back")
 
-    # -- the store
-
-    async def _record(self, name: str) -> tuple[Record | None, int]:
-        entry = await self._store.get(records.policy_key(name))
-        return (None, ABSENT) if entry is None else (Record.unpack(entry.value), entry.revision)
-
-    async def _stored(self, policy_hash: str) -> Version:
-        entry = await self._store.get(records.history_key(policy_hash))
-        if entry is None:
-            raise CasError(f"the store lacks version {policy_hash[:12]} of a policy: restore it from a backup")
-        return Version.unpack(entry.value)
-
-    async def _version(self, policy_hash: str) -> Policy:
-        """Return a stored version; versions never change, so what was parsed stays."""
-        policy = self._parsed.get(policy_hash)
-        if policy is None:
-            policy = await self._parse((await self._stored(policy_hash)).text)
-            if policy.hash != policy_hash:
-                raise CasError(f"the store has another text for version {policy_hash[:12]}: it was altered")
-        self._parsed[policy_hash] = policy
-        self._parsed.move_to_end(policy_hash)
-        if len(self._parsed) > _MAX_PARSED:
-            self._parsed.popitem(last=False)
-        return policy
-
-    @staticmethod
-    async def _parse(text: bytes) -> Policy:
-        """Read a document; a large one beside the event loop, so that others are served meanwhile."""
-        return parse_policy(text) if len(text) <= _SHORT else await asyncio.to_thread(parse_policy, text)
-
     async def _tell(self, kind: str, statement: Statement, **fields: Any) -> None:
         log.info("%s: %s", kind, statement)
         if self._audit is not None:
@@ -609,18 +489,6 @@ def _request_of(proposal: Proposal) -> Request:
         by=proposal.by,
         creator=proposal.creator,
     )
-
-
-def _bounded(approvals: Iterable[Approval]) -> tuple[Approval, ...]:
-    found = tuple(approvals)
-    if len(found) > MAX_APPROVALS:
-        raise PolicyError(f"a change has at most {MAX_APPROVALS} approvals")
-    return found
-
-
-def _unknown(name: str, why: str = "") -> AccessDeniedError:
-    """Say the same whether there is no such policy or it is not to be read."""
-    return AccessDeniedError(f"there is no policy {name}, or this client may not read it" + (f": {why}" if why else ""))
 
 
 def _nowhere(name: str, above: str) -> AccessDeniedError:
