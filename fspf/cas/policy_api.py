@@ -1,11 +1,11 @@
-"""What requests about policies say and what they get, as JSON members; each path is named in `PATHS`.
+"""What requests about policies say and what they get, as JSON members; `policy_routes` has the paths and shapes.
 
 HTTP, tokens and problem documents are the server's business; decisions are made in `policies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fspf.cas.policies import Outcome, Policies
@@ -16,22 +16,7 @@ from fspf.policy.principal import Principal
 from fspf.policy.tree import MAX_LEN
 
 Members = dict[str, Any]
-Handler = Callable[[Principal, Mapping[str, str], Members], Awaitable[Members]]
 _MAX_APPROVALS: Final = 128
-
-# (method, path) -> handler; {name} and {hash} are percent-decoded by whoever routes.
-PATHS: Final[Mapping[tuple[str, str], str]] = {
-    ("POST", "/v1/policies"): "create",
-    ("POST", "/v1/policies/list"): "list",
-    ("POST", "/v1/policies/plan"): "plan",
-    ("PUT", "/v1/policies/{name}"): "update",
-    ("POST", "/v1/policies/{name}/read"): "read",
-    ("POST", "/v1/policies/{name}/delete"): "delete",
-    ("POST", "/v1/policies/{name}/proposals"): "proposals",
-    ("POST", "/v1/policies/{name}/approve"): "approve",
-    ("POST", "/v1/policies/{name}/withdraw"): "withdraw",
-    ("POST", "/v1/policy-versions/{hash}"): "version",
-}
 
 
 class PolicyApi:
@@ -39,11 +24,6 @@ class PolicyApi:
 
     def __init__(self, policies: Policies) -> None:
         self._policies = policies
-
-    def handler(self, method: str, path: str) -> Handler:
-        """Return what answers a path of `PATHS`."""
-        handler: Handler = getattr(self, PATHS[method, path])
-        return handler
 
     async def create(self, principal: Principal, path: Mapping[str, str], body: Members) -> Members:
         """Create a policy, or propose it."""

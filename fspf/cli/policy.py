@@ -203,7 +203,7 @@ def _plan(args: Namespace, console: Console) -> int:
         data = _read_file(file)
         _parse(file, data)
         with _server(args) as server:
-            members = dict(server.call("POST", "/v1/policies/plan", {"document": data.decode("utf-8")}))
+            members = dict(server.call("POST", "/v1/policy-plan", {"document": data.decode("utf-8")}))
         text = members.pop("text")
     console.document(members)
     console.line(_shown(text.rstrip("\n")))
@@ -324,7 +324,7 @@ def _show_pending(console: Console, server: Server, name: str) -> int:
 
 def _list(args: Namespace, console: Console) -> int:
     with _server(args) as server:
-        found = server.call("POST", "/v1/policies/list", {"prefix": args.prefix})
+        found = server.call("POST", "/v1/policy-list", {"prefix": args.prefix})
     console.document(found)
     for one in found["policies"]:
         console.line(f"{one['hash']}  {one['name']}")
@@ -363,7 +363,7 @@ def _signed_now(
             statement.predecessor,
         ):
             raise PolicyError("the CAS shows another document than the one that is to be signed")
-        changes = server.call("POST", "/v1/policies/plan", {"document": proposal["document"]})
+        changes = server.call("POST", "/v1/policy-plan", {"document": proposal["document"]})
         console.line(_shown(changes["text"].rstrip("\n")))
     verdict = Verdict.REJECT if args.reject else Verdict.APPROVE
     if not args.yes and not console.confirm(f"{verdict} {statement}?"):

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -18,7 +20,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from fspf.cas.policies import Policies
-from fspf.cas.policy_api import PATHS, PolicyApi
+from fspf.cas.policy_api import PolicyApi
+from fspf.cas.policy_routes import PATH_PARAMETERS, ROUTES, PolicyCalls, PolicyRoute
 from fspf.cli import policy as command
 from fspf.cli.main import main
 from fspf.policy.approval import parse_approval
@@ -31,34 +34,75 @@ BOARD = f"access_policy:\n  read: [ANY]\n  update: [{{require-at-least-2: [{', '
 BASE = 'version: "0.3"\nname: top\n'
 
 
-class Loopback:
-    """Answers calls as a server does, for one principal."""
+@dataclass(frozen=True)
+class Call:
+    principal: Principal
+    path: dict[str, str]
+    body: Any
+
+
+class Loopback(PolicyCalls):
+    """Answers calls as a server does, for one principal; what goes in and out has the shapes of the interface."""
 
     def __init__(self) -> None:
-        self.api = PolicyApi(Policies(MemoryStore(), lambda: 1_800_000_000_000_000_000))
+        self.policy_api = PolicyApi(Policies(MemoryStore(), lambda: 1_800_000_000_000_000_000))
         self.principal: Principal = person("ann")
-        self.calls: list[tuple[str, str]] = []
 
     def call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        self.calls.append((method, path))
-        pattern, variables = self._route(method, path)
+        route, variables = self._route(method, path)
         members = json.loads(json.dumps(body))  # what is no JSON does not get here
+        fits(route.request, members)
 
         async def answer() -> dict[str, Any]:
-            return await self.api.handler(method, pattern)(self.principal, variables, members)
+            result: dict[str, Any] = await getattr(self, route.handler)(Call(self.principal, variables, members))
+            return result
 
-        return json.loads(json.dumps(asyncio.run(answer())))
+        reply = json.loads(json.dumps(asyncio.run(answer())))
+        fits(route.response, reply)
+        return reply
 
     @staticmethod
-    def _route(method: str, path: str) -> tuple[str, dict[str, str]]:
-        for known_method, pattern in sorted(PATHS, key=lambda key: "{" in key[1]):
-            parts, wanted = path.split("/"), pattern.split("/")
+    def _route(method: str, path: str) -> tuple[PolicyRoute, dict[str, str]]:
+        for route in ROUTES:
+            parts, wanted = path.split("/"), route.path.split("/")
             alike = len(parts) == len(wanted) and all(
                 want.startswith("{") or want == part for want, part in zip(wanted, parts, strict=True)
             )
-            if known_method == method and alike:
-                return pattern, {w[1:-1]: unquote(p) for w, p in zip(wanted, parts, strict=True) if w.startswith("{")}
+            if route.method == method and alike:
+                found = {w[1:-1]: unquote(p) for w, p in zip(wanted, parts, strict=True) if w.startswith("{")}
+                for name, value in found.items():
+                    fits(PATH_PARAMETERS[name], value)
+                return route, found
         raise AssertionError(f"no such path: {method} {path}")
+
+
+def fits(schema: Mapping[str, Any], value: Any) -> None:
+    """Check a value against the parts of JSON Schema that the routes use."""
+    if "anyOf" in schema:
+        assert any(_does_fit(one, value) for one in schema["anyOf"])
+    elif "enum" in schema:
+        assert value in schema["enum"]
+    elif schema["type"] == "object":
+        assert set(schema["required"]) <= set(value) <= set(schema["properties"])
+        for key, one in value.items():
+            fits(schema["properties"][key], one)
+    elif schema["type"] == "array":
+        assert len(value) <= schema["maxItems"]
+        for one in value:
+            fits(schema["items"], one)
+    elif schema["type"] == "string":
+        assert schema.get("minLength", 0) <= len(value) <= schema["maxLength"]
+        assert re.search(schema.get("pattern", ""), value)
+    else:
+        assert isinstance(value, {"boolean": bool, "integer": int, "null": type(None)}[schema["type"]])
+
+
+def _does_fit(schema: Mapping[str, Any], value: Any) -> bool:
+    try:
+        fits(schema, value)
+    except (AssertionError, TypeError):
+        return False
+    return True
 
 
 @pytest.fixture
@@ -275,3 +319,16 @@ def test_a_file_as_cas_has_no_policies(files: Path, capsysbinary: pytest.Capture
     code, _, err = fspf(capsysbinary, "read", "top", "--cas", f"sqlite:///{files}/cas")
     assert code == 2
     assert "policies are kept by a CAS server" in err
+
+
+def test_no_path_is_another_s() -> None:
+    """A policy may have any name: none is taken for a path of its own."""
+    shapes = [(route.method, re.sub(r"{[a-z]+}", "{}", route.path)) for route in ROUTES]
+    assert len(set(shapes)) == len(shapes)
+    for _, path in shapes:
+        for _, other in shapes:
+            parts, others = path.split("/"), other.split("/")
+            same = len(parts) == len(others) and all(
+                a == b or "{}" in {a, b} for a, b in zip(parts, others, strict=True)
+            )
+            assert path == other or not same
