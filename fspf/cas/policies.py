@@ -24,6 +24,7 @@ from fspf.core.errors import AccessDeniedError, CasError, ConflictError, PolicyE
 from fspf.policy import access
 from fspf.policy.approval import Action, Approval, Statement
 from fspf.policy.model import Anyone, Member, Policy, Restore
+from fspf.policy.plan import Plan, plan
 from fspf.policy.principal import Principal, key_identity
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,13 @@ class Policies(PolicyReader):
             if access.is_member(authority.members, asking):
                 found.append((proposal, access.explain(authority.members, voices)))
         return found
+
+    async def plan_of(self, proposal: Proposal) -> Plan | None:
+        """Say what a proposal would change, for those who have a voice in it, readers or not; None: it deletes."""
+        if proposal.action is Action.DELETE:
+            return None
+        current = await self.find(proposal.name)
+        return plan(None if current is None else current.policy, await self.parse(proposal.text))
 
     async def volume_access(self, principal: Principal, volume_id: bytes) -> VolumeAccess:
         """Return what a service that was attested may do with the volume whose header says *volume_id*.

@@ -80,7 +80,11 @@ class PolicyApi:
     async def proposals(self, principal: Principal, path: Mapping[str, str], body: Members) -> Members:
         """Return what waits for approvals."""
         found = await self._policies.pending(path["name"], principal)
-        return {"proposals": [_proposal(proposal, missing) for proposal, missing in found]}
+        shown = []
+        for proposal, missing in found:
+            plan = await self._policies.plan_of(proposal)
+            shown.append({**_proposal(proposal, missing), "plan": "" if plan is None else plan.text})
+        return {"proposals": shown}
 
     async def approve(self, principal: Principal, path: Mapping[str, str], body: Members) -> Members:
         """Add approvals or rejections to a proposal."""

@@ -120,7 +120,7 @@ ROUTES: Final = (
             "proposals": _array(
                 _object({
                     "statement": _STATEMENT, "document": _DOCUMENT, "by": _PEOPLE, "since_ns": _TIME, "missing": _PEOPLE,
-                    "approvals": _APPROVALS,
+                    "approvals": _APPROVALS, "plan": _PEOPLE,
                 }), 64,
             ),
         }),

@@ -317,6 +317,8 @@ def _show_pending(console: Console, server: Server, name: str) -> int:
             f"{statement['policy'] or statement['predecessor']}  {statement['action']}, proposed by {_shown(one['by'])}"
         )
         console.line(f"    {_shown(one['missing'])}")
+        for line in _shown(one["plan"].rstrip("\n")).split("\n"):
+            console.line(f"    {line}")
     if not proposals:
         console.line(f"nothing waits for approvals of {name}")
     return 0
@@ -343,15 +345,13 @@ def _approve(args: Namespace, console: Console) -> int:
             return 0
         approvals = _approvals(args.approval)
         if args.key is not None:
-            approvals = [_signed_now(args, console, server, proposal, statement).members()]
+            approvals = [_signed_now(args, console, proposal, statement).members()]
         body = {"proposal": which, "approvals": approvals, "in_person": args.in_person}
         outcome = server.call("POST", f"{_path(args.name)}/approve", body)
     return _report(console, f"{statement.action} of policy {args.name} is in force", outcome)
 
 
-def _signed_now(
-    args: Namespace, console: Console, server: Server, proposal: dict[str, Any], statement: Statement
-) -> Approval:
+def _signed_now(args: Namespace, console: Console, proposal: dict[str, Any], statement: Statement) -> Approval:
     """Show what would change, ask, and sign: the hash is computed here, of the text that is shown."""
     from fspf.policy.approval import Verdict, make_approval
 
@@ -363,8 +363,7 @@ def _signed_now(
             statement.predecessor,
         ):
             raise PolicyError("the CAS shows another document than the one that is to be signed")
-        changes = server.call("POST", "/v1/policy-plan", {"document": proposal["document"]})
-        console.line(_shown(changes["text"].rstrip("\n")))
+        console.line(_shown(proposal["plan"].rstrip("\n")))
     verdict = Verdict.REJECT if args.reject else Verdict.APPROVE
     if not args.yes and not console.confirm(f"{verdict} {statement}?"):
         raise UsageError("nothing was signed: confirm with --yes")

@@ -292,6 +292,20 @@ def test_approving_shows_what_is_signed(
     assert fspf(capsysbinary, "read", "--pending", "top")[1]["proposals"] == []
 
 
+def test_whoever_has_a_voice_sees_what_he_signs_even_if_he_may_not_read(
+    files: Path, server: Loopback, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    closed = BOARD.replace("read: [ANY]", "read: [CREATOR]")
+    (files / "p.yml").write_text(BASE + closed)
+    fspf(capsysbinary, "create", "p.yml")
+    (files / "p.yml").write_text(BASE + closed + "services: [{name: s}]\n")
+    hash_ = fspf(capsysbinary, "update", "p.yml", "--propose")[1]["hash"]
+    server.principal = person("eve")
+    assert fspf(capsysbinary, "read", "top")[0] == 23
+    assert main(["policy", "approve", "top", hash_[:9], "--key", "eve.pem", "--yes"]) == 0
+    assert b"+ service: policy top gains service s" in capsysbinary.readouterr().out
+
+
 def test_a_server_that_shows_another_document_gets_no_signature(
     files: Path, server: Loopback, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
