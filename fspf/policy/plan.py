@@ -85,7 +85,8 @@ class Plan:
         """Write it for people."""
         if not self.steps:
             return f"policy {self.name}: nothing changes\n"
-        head = f"policy {self.name}: {'is new' if self.old is None else f'{len(self.steps)} changes'}\n"
+        count = f"{len(self.steps)} {'change' if len(self.steps) == 1 else 'changes'}"
+        head = f"policy {self.name}: {'is new' if self.old is None else count}\n"
         return head + "".join(f"  {step}\n" for step in self.steps)
 
     def members(self) -> dict[str, Any]:
