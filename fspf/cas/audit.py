@@ -235,7 +235,7 @@ class Audit:
             self._wake.set()
 
     async def flush(self) -> None:
-        """Try the sink now, also if it was dead, and return when the try has ended. `status` says how."""
+        """Try the sink now, also if it was dead, and tell the store the head; return when both were tried. `status` says how."""
         if self._task is not None and not self._task.done():
             future = asyncio.get_running_loop().create_future()
             self._flushes.append(future)
@@ -288,7 +288,8 @@ class Audit:
         try:
             while not (self._ending and not self._waiting.records):
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._nap())
+                    async with asyncio.timeout(self._nap()):  # `wait_for` of Python 3.11 may swallow a cancellation
+                        await self._wake.wait()
                 self._wake.clear()
                 await self._turn()
         finally:
@@ -328,15 +329,15 @@ class Audit:
                     future.set_result(None)
                 else:
                     future.set_exception(CasUnreachableError(f"the audit log cannot be written: {failure}"))
-        for future in flushes:
-            if not future.done():
-                future.set_result(None)
         with suppress(CasUnreachableError):
             if self._is_due("heartbeat", self._timing.heartbeat):
                 await self._store_head()
                 await self._adopt()
-            elif self._chain.head != self._head_stored and self._is_due("head", self._timing.head):
+            elif self._chain.head != self._head_stored and (flushes or self._is_due("head", self._timing.head)):
                 await self._store_head()
+        for future in flushes:
+            if not future.done():
+                future.set_result(None)
 
     async def _place(self, *, now: bool) -> Exception | None:
         """Bring all lines to the sink, or else into the store; return why neither took them."""
