@@ -131,7 +131,7 @@ def test_sink_that_cannot_be_opened_is_dead_until_it_can(scratch: Path, how: str
                 os.mkfifo(path)
         store = MemoryStore()
         audit = await started(path, store)
-        await audit.append("policy-created", policy="a")
+        await audit.append("policy-create", policy="a")
         assert audit.status()["sink_dead"]
         match how:
             case "missing directory":
@@ -145,7 +145,7 @@ def test_sink_that_cannot_be_opened_is_dead_until_it_can(scratch: Path, how: str
         await audit.flush()
         assert not audit.status()["sink_dead"]
         await audit.close()
-        assert "policy-created" in assert_good(path, heads={audit.chain: audit._chain.head})
+        assert "policy-create" in assert_good(path, heads={audit.chain: audit._chain.head})
 
     asyncio.run(main())
 
@@ -154,9 +154,9 @@ def test_file_that_is_rotated_is_made_anew(scratch: Path) -> None:
     async def main() -> None:
         path, old = scratch / "audit.log", scratch / "audit.log.1"
         audit = await started(path)
-        await audit.append("policy-created")
+        await audit.append("policy-create")
         path.rename(old)
-        await audit.append("policy-updated")
+        await audit.append("policy-update")
         await audit.close()
         assert_good(old, path, heads={audit.chain: audit._chain.head})
         assert len(path.read_bytes().splitlines()) == 2

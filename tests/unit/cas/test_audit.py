@@ -116,12 +116,12 @@ def test_event_is_in_the_file_when_append_returns(scratch: Path) -> None:
     async def main() -> None:
         path = scratch / "audit.log"
         async with running(MemoryStore(), FileSink(str(path))) as audit:
-            await audit.append("policy-created", policy="a/b", hash_of_policy="00")
+            await audit.append("policy-create", policy="a/b", hash_of_policy="00")
             lines = path.read_bytes().splitlines(keepends=True)
-            assert [line.kind for line in parsed(lines)] == ["start", "policy-created"]
+            assert [line.kind for line in parsed(lines)] == ["start", "policy-create"]
             assert not check(lines, audit).problems
         lines = path.read_bytes().splitlines(keepends=True)
-        assert [line.kind for line in parsed(lines)] == ["start", "policy-created", "stop"]
+        assert [line.kind for line in parsed(lines)] == ["start", "policy-create", "stop"]
         report = check(lines, audit)
         assert (report.problems, report.notes) == ([], [])
         assert report.chains[0].ended
@@ -255,9 +255,9 @@ def test_without_a_sink_lines_stay_in_the_store() -> None:
     async def main() -> None:
         store = MemoryStore()
         async with running(store, None) as audit:
-            await audit.append("policy-created")
+            await audit.append("policy-create")
         lines = b"".join(entry.value for _, entry in await store.list(KEPT_PREFIX)).splitlines(keepends=True)
-        assert [line.kind for line in parsed(lines)] == ["start", "policy-created", "stop"]
+        assert [line.kind for line in parsed(lines)] == ["start", "policy-create", "stop"]
         assert not check(lines, audit).problems
 
     run(main())

@@ -35,3 +35,12 @@ def test_files_and_tests_that_are_named_exist() -> None:
             assert any(
                 f"def {test}(" in each.read_text(encoding="utf-8") for each in (REPO / "tests").rglob("test_*.py")
             ), test
+
+
+def test_kinds_that_the_code_writes_are_in_the_table() -> None:
+    written = set()
+    for path in (REPO / "fspf" / "cas").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        written |= set(re.findall(r'(?:_tell|audit\.append|audit\.note|self\.note)\(\s*"([a-z-]+)"', text))
+    assert {"policy-approval", "sink-lost"} <= written
+    assert written <= set(KINDS)
