@@ -32,6 +32,11 @@ TABLE = {
     "CasUnreachableError": ("CasError", 23, errno.EIO, True),
     "UnknownVolumeError": ("CasError", 23, errno.EIO, False),
     "AnchorMovedError": ("CasError", 23, errno.EIO, False),
+    "PolicyError": ("FspfError", 2, errno.EINVAL, False),
+    "AccessDeniedError": ("CasError", 23, errno.EACCES, False),
+    "AttestationError": ("AccessDeniedError", 23, errno.EACCES, False),
+    "ConflictError": ("CasError", 23, errno.EIO, True),
+    "RolledBackError": ("CasError", 21, errno.EIO, False),
     "WrongKeyError": ("FspfError", 24, errno.EACCES, False),
 }
 
