@@ -1,4 +1,4 @@
-"""The CAS: keys, anchors and leases of volumes, in an embedded store.
+"""The CAS: keys, anchors and leases of volumes, in an embedded store or in a server.
 
 What a volume asks of it is the Protocol in `fspf.core.anchor`; volumes themselves are left to `fspf.volume`.
 """
@@ -6,13 +6,14 @@ What a volume asks of it is the Protocol in `fspf.core.anchor`; volumes themselv
 from __future__ import annotations
 
 from fspf.cas.embedded import EmbeddedCas
-from fspf.cas.locate import ENVIRONMENT, open_cas, parse_url
+from fspf.cas.locate import ENVIRONMENT, Pin, open_cas, parse_url
 from fspf.cas.portable import TAKEOVER_ADVICE, change_passphrase, export_records, import_records
 
 __all__ = [
     "ENVIRONMENT",
     "TAKEOVER_ADVICE",
     "EmbeddedCas",
+    "Pin",
     "change_passphrase",
     "export_records",
     "import_records",

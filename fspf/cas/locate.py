@@ -6,6 +6,7 @@ The kinds of CAS are in modules of their own.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -15,10 +16,22 @@ from fspf.core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fspf.cas.client import RemoteCas
     from fspf.core.anchor import Cas
 
 ENVIRONMENT: Final = "FSPF_CAS"
+KEY_HASH_ENVIRONMENT: Final = "FSPF_CAS_KEY_HASH"
+IDENTITY_ENVIRONMENT: Final = "FSPF_CAS_IDENTITY"
 _SQLITE: Final = "sqlite://"
+_HTTPS: Final = "https://"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """How a server is recognised, and who asks it; None: the environment, else what `fspf cas attest` remembered."""
+
+    key_hash: str | None = None
+    identity: str | None = None  # path of an identity file
 
 
 def parse_url(url: str) -> str:
@@ -32,7 +45,9 @@ def parse_url(url: str) -> str:
     if not url.startswith(_SQLITE):
         scheme, separator, _ = url.partition("://")
         if separator and "/" not in scheme:
-            raise UsageError(f"a CAS of kind {scheme!r} is not known to this version: use sqlite:///path")
+            raise UsageError(
+                f"a CAS of kind {scheme!r} is not known to this version: use sqlite:///path or https://host:port"
+            )
         if not url or url.endswith("/"):
             raise UsageError(f"a CAS is named by sqlite:///path or the path of a file, not {url!r}")
         return os.path.abspath(url)
@@ -42,21 +57,30 @@ def parse_url(url: str) -> str:
     return os.path.abspath("/" + path.lstrip("/"))
 
 
-def open_cas(url: str | None = None, *, passphrase: Callable[[], bytes] | None = None, create: bool = True) -> Cas:
+def open_cas(
+    url: str | None = None,
+    *,
+    passphrase: Callable[[], bytes] | None = None,
+    create: bool = True,
+    pin: Pin | None = None,
+) -> Cas:
     """Open the CAS at *url*.
 
     Args:
-        url: As `parse_url` reads it; None: $FSPF_CAS, else the one in the user's data directory.
+        url: ``https://host:port[#keyhash]``, or as `parse_url` reads it; None: $FSPF_CAS, else the one in the user's data directory.
         passphrase: Asked only if the CAS is locked with a passphrase.
-        create: Whether the CAS is made, with its first record, if there is none.
+        create: Whether an embedded CAS is made, with its first record, if there is none.
+        pin: For a server.
 
     Raises:
-        UsageError: *url* names no CAS that this version has.
+        UsageError: *url* names no CAS that this version has, or a server whose key hash nobody said.
         CasError: There is none (and none may be made), or it is damaged.
         CasUnreachableError: It cannot be read.
-        WrongKeyError: Key file or passphrase are missing or wrong.
+        WrongKeyError: Key file, passphrase or identity file are missing or wrong.
     """
     url = url or os.environ.get(ENVIRONMENT) or None
+    if url is not None and url.startswith(_HTTPS):
+        return open_server(url, pin or Pin())
     if url is None:
         path = default_path()
         if create:
@@ -64,3 +88,28 @@ def open_cas(url: str | None = None, *, passphrase: Callable[[], bytes] | None =
     else:
         path = parse_url(url)
     return EmbeddedCas(path, passphrase=passphrase, create=create)
+
+
+def open_server(url: str, pin: Pin) -> RemoteCas:
+    """Return a client of the server at *url*. Nothing is sent yet.
+
+    Raises:
+        UsageError: Its key hash is not known, or two are given.
+        WrongKeyError: The identity file cannot be used.
+    """
+    from fspf.cas.client import RemoteCas, key_holder
+    from fspf.cas.connection import Address, check_hash
+    from fspf.cas.identity import read_identity
+    from fspf.cas.known import recall
+
+    address = Address.parse(url)
+    known = recall(address.name)
+    given = pin.key_hash or os.environ.get(KEY_HASH_ENVIRONMENT) or None
+    if given is not None and address.key_hash not in {"", check_hash(given)}:
+        raise UsageError(f"two different key hashes are given for the CAS {address.name}")
+    key_hash = address.key_hash or (check_hash(given) if given is not None else "")
+    if not key_hash and known is not None:
+        key_hash = known.key_hash
+    identity = pin.identity or os.environ.get(IDENTITY_ENVIRONMENT) or (known.identity if known is not None else "")
+    evidence = key_holder(read_identity(identity)) if identity else None
+    return RemoteCas(Address(address.hosts, key_hash), evidence)

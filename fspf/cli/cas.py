@@ -1,6 +1,6 @@
 """`fspf cas show|export|import|remove`: records of the CAS.
 
-What a record is, and what importing one may change, is decided in `fspf.cas`.
+What a record is, and what importing one may change, is decided in `fspf.cas`; a server's commands are in `server`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from fspf.cli import cas_audit, cas_tpm
+from fspf.cli import cas_audit, cas_tpm, server
 from fspf.cli.console import printable, quoted
 from fspf.cli.options import add_common, ask_passphrase, connected, descriptor, nonempty, read_passphrase
 from fspf.cli.passwd import ask_twice
@@ -34,7 +34,8 @@ def add_parser(commands: Any) -> None:
     """Add the command and its actions."""
     parser = commands.add_parser(
         "cas",
-        description="Show, export, import or remove records of the CAS. A record holds a volume's key and anchor.",
+        description="Show, export, import or remove records of the CAS, which hold a volume's key and anchor; run a CAS server, or get to "
+        "know one.",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
 
@@ -76,7 +77,7 @@ def add_parser(commands: Any) -> None:
     remove.add_argument("volume", metavar="VOLUME", type=nonempty, help=_WHICH)
     remove.add_argument("--yes", action="store_true", help="do not ask")
 
-    for action in (show, export, take, remove):
+    for action in (show, export, take, remove, *server.add_actions(actions)):
         add_common(action)
     cas_audit.add_actions(actions)
     cas_tpm.add_actions(actions)
@@ -104,6 +105,7 @@ def run(args: Namespace, console: Console) -> int:
         "remove": _remove,
         "audit": cas_audit.run,
         "tpm": cas_tpm.run,
+        **server.ACTIONS,
     }
     return actions[args.action](args, console)
 

@@ -35,7 +35,7 @@ COMMANDS: Final = {
     "passwd": "set or change the passphrase of the CAS",
     "rekey": "give a volume a new key",
     "policy": "check, sign and change policies of a CAS server",
-    "cas": "show, export, import or remove records of the CAS",
+    "cas": "records of the CAS; CAS servers",
 }
 _WITHOUT_KEYS: Final = {"scrub", "umount", "status", "setup"}  # the others keep out of core dumps
 _LOGS_ITSELF: Final = {"mount"}  # to syslog or a file
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from fspf.mount.system import forbid_core_dumps
 
             forbid_core_dumps()
-        if args.command in _LOGS_ITSELF:
+        if args.command in _LOGS_ITSELF or getattr(args, "action", "") == "serve":
             return int(args.run(args, console))
         with logged(console):
             return int(args.run(args, console))

@@ -9,7 +9,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from fspf.cli.options import existing_volume, nonempty, passphrase_source
+from fspf.cli.options import existing_volume, nonempty, passphrase_source, pin_of
 from fspf.core.errors import FspfError, UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.passphrase_file is None and args.passphrase_fd is None and options.passphrase_file:
         args.passphrase_file = options.passphrase_file
     cas_url = args.cas if args.cas is not None else options.cas or None
+    pin = pin_of(args)
     if args.guard or options.guard:
         try:
             make_immutable(plan.mountpoint)
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             ) from exc
 
     def connect(passphrase: Callable[[], bytes]) -> Cas:
-        return open_cas(cas_url, passphrase=passphrase, create=False)
+        return open_cas(cas_url, passphrase=passphrase, create=False, pin=pin)
 
     daemon = Daemon(plan, connect, passphrase_source(args), log_file=log_file, debug=args.debug)
     if args.foreground:

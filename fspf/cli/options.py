@@ -17,6 +17,7 @@ from fspf.core.errors import FspfError, IntegrityError, LeaseError, NotAVolumeEr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fspf.cas import Pin
     from fspf.core.anchor import Cas
     from fspf.volume.volume import Volume
 
@@ -25,6 +26,8 @@ PASSPHRASE_FILE_VARIABLE: Final = "FSPF_PASSPHRASE_FILE"  # noqa: S105  # names 
 
 DEFAULTS: Final[dict[str, Any]] = {
     "cas": None,
+    "cas_key_hash": None,
+    "cas_identity": None,
     "as_json": False,
     "quiet": False,
     "debug": False,
@@ -41,7 +44,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--cas",
         metavar="URL",
         default=argparse.SUPPRESS,
-        help="the CAS: sqlite:///PATH (default: $FSPF_CAS, else a file in the user's data directory)",
+        help="the CAS: sqlite:///PATH or https://HOST:PORT (default: $FSPF_CAS, else a file in the user's data directory)",
+    )
+    add(
+        "--cas-key-hash",
+        metavar="HASH",
+        default=argparse.SUPPRESS,
+        help="the hash of the key of a CAS server (default: $FSPF_CAS_KEY_HASH, else what `fspf cas attest` remembered)",
+    )
+    add(
+        "--cas-identity",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="the key with which a CAS server knows you (default: $FSPF_CAS_IDENTITY, else as remembered)",
     )
     add(
         "--json",
@@ -173,6 +188,13 @@ def passphrase_source(args: argparse.Namespace) -> Callable[[], bytes]:
 # -- the CAS and volumes
 
 
+def pin_of(args: argparse.Namespace) -> Pin:
+    """Return how the user recognises a CAS server, and who the user is there."""
+    from fspf.cas import Pin
+
+    return Pin(args.cas_key_hash, args.cas_identity)
+
+
 @contextmanager
 def connected(args: argparse.Namespace, *, create: bool = False) -> Iterator[Cas]:
     """Open the CAS that the user named.
@@ -183,7 +205,7 @@ def connected(args: argparse.Namespace, *, create: bool = False) -> Iterator[Cas
     """
     from fspf.cas import open_cas
 
-    cas = open_cas(args.cas, passphrase=passphrase_source(args), create=create)
+    cas = open_cas(args.cas, passphrase=passphrase_source(args), create=create, pin=pin_of(args))
     try:
         yield cas
     finally:

@@ -77,6 +77,10 @@ BOUNDARIES: Final[dict[tuple[str, str], str]] = {
     ("fspf.mount.daemon", "Daemon._fork_again"): "nobody is above it, and stderr is gone: the caller is told",
     ("fspf.mount.daemon", "Daemon._serve"): "the end of a mount, whatever ended it, is logged and told to the caller",
     ("fspf.mount.plane", "Plane._guarded"): "native threads know errnos only; anything else would end the process",
+    (
+        "fspf.cas.application",
+        "Application.__call__",
+    ): "a bug in one request is logged and answered with 500; others go on",
     # Requests without an answer, that pass the error to the first boundary's table.
     ("fspf.mount.operations", "Operations.forget"): "FORGET has no answer, so no error either",
     ("fspf.mount.operations", "Operations._settle"): "one failure must not keep the other files open",

@@ -10,8 +10,11 @@ from typing import Final
 
 import pytest
 
-from fspf.cas import EmbeddedCas
+from fspf.cas import EmbeddedCas, server
+from fspf.cas.client import RemoteCas
 from fspf.core.anchor import Anchor, Cas, Holder
+from tests.support.casserver import thread_server
+from tests.support.memstore import MemoryStore
 
 NOW: Final = 1_800_000_000_000_000_000
 SECOND: Final = 1_000_000_000
@@ -62,10 +65,22 @@ def open_embedded(cas_path: str, world: World) -> Iterator[OpenEmbedded]:
         cas.close()
 
 
-@pytest.fixture(params=["embedded"])  # the server joins here
-def cas(request: pytest.FixtureRequest, open_embedded: OpenEmbedded) -> Cas:
+@pytest.fixture
+def remote(scratch: Path, world: World) -> Iterator[RemoteCas]:
+    """A client of a server over TLS, whose store is in memory."""
+    with thread_server(scratch, MemoryStore(), server.World(world.clock, world.is_gone)) as running:
+        client = running.client()
+        yield client
+        client.close()
+
+
+@pytest.fixture(params=["embedded", "server"])
+def cas(request: pytest.FixtureRequest) -> Cas:
     """Every implementation of the Protocol, empty."""
-    assert request.param == "embedded"
+    if request.param == "server":
+        remote: Cas = request.getfixturevalue("remote")
+        return remote
+    open_embedded: OpenEmbedded = request.getfixturevalue("open_embedded")
     return open_embedded()
 
 
