@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -97,7 +98,9 @@ def open_server(url: str, pin: Pin) -> RemoteCas:
         UsageError: Its key hash is not known, or two are given.
         WrongKeyError: The identity file cannot be used.
     """
-    from fspf.cas.client import RemoteCas, key_holder
+    from fspf.attestation.make import make_evidence
+    from fspf.attestation.make_wanted import wanted
+    from fspf.cas.client import RemoteCas
     from fspf.cas.connection import Address, check_hash
     from fspf.cas.identity import read_identity
     from fspf.cas.known import recall
@@ -111,5 +114,6 @@ def open_server(url: str, pin: Pin) -> RemoteCas:
     if not key_hash and known is not None:
         key_hash = known.key_hash
     identity = pin.identity or os.environ.get(IDENTITY_ENVIRONMENT) or (known.identity if known is not None else "")
-    evidence = key_holder(read_identity(identity)) if identity else None
+    kinds, options = wanted(os.environ, read_identity(identity) if identity else None)
+    evidence = partial(make_evidence, kinds, options=options) if kinds else None
     return RemoteCas(Address(address.hosts, key_hash), evidence)
