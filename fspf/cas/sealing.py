@@ -142,16 +142,16 @@ class Sealer:
             raise _damaged("state", volume_id) from None
 
 
-def pack_holder(holder: Holder) -> tuple[bytes, bytes, int, int, int, bytes]:
+def pack_holder(holder: Holder) -> tuple[bytes, bytes, int, int, int, bytes, int]:
     """Turn *holder* into what msgpack takes."""
     host, boot_id, label = _text(holder.host), _text(holder.boot_id), _text(holder.label)
-    return (host, boot_id, holder.pid, holder.pid_start, holder.pid_namespace, label)
+    return (host, boot_id, holder.pid, holder.pid_start, holder.pid_namespace, label, holder.opening)
 
 
 def unpack_holder(values: tuple[Any, ...]) -> Holder:
-    """Turn it back."""
-    host, boot_id, pid, pid_start, pid_namespace, label = values
-    return Holder(_from_text(host), _from_text(boot_id), pid, pid_start, pid_namespace, _from_text(label))
+    """Turn it back. A lease of version 0.1 does not tell openings apart."""
+    host, boot_id, pid, pid_start, pid_namespace, label, *opening = values
+    return Holder(_from_text(host), _from_text(boot_id), pid, pid_start, pid_namespace, _from_text(label), *opening)
 
 
 def to_record(volume_id: bytes, fixed: Fixed, state: State) -> CasRecord:

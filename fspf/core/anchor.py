@@ -34,7 +34,7 @@ NEVER_WRITTEN: Final = Anchor(0, NO_TAG)
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who writes: enough to name the writer, and to see on the same machine whether it is gone."""
+    """Who writes: enough to name the writer, to see on the same machine whether it is gone, and to know one's own lease again."""
 
     host: str  # nodename
     boot_id: str  # /proc/sys/kernel/random/boot_id
@@ -42,6 +42,9 @@ class Holder:
     pid_start: int  # /proc/PID/stat field 22, clock ticks since boot
     pid_namespace: int  # inode number of /proc/self/ns/pid
     label: str  # for people
+    opening: int = (
+        0  # random, of one try to get a lease: two volumes that one process opens are two writers; below 2^53
+    )
 
     def __str__(self) -> str:
         """Name the writer for messages."""

@@ -451,6 +451,13 @@ class Commits:
             except AnchorMovedError as exc:
                 if exc.found == new:  # an earlier try had arrived though its answer was lost
                     break
+                if (
+                    self._freshness.mode is FreshnessMode.NONE
+                    and self.anchor.generation < exc.found.generation < new.generation
+                ):
+                    # A try of ours that was given up has arrived late: while the lease is ours, nobody else moves the anchor.
+                    self.anchor = exc.found
+                    continue
                 self._fail(exc)
                 raise
             except LeaseError as exc:

@@ -12,7 +12,10 @@ from fspf.core.anchor import Holder
 
 
 def this_process(label: str) -> Holder:
-    """Return who we are: host, boot, process and its start, so that the CAS can see when we are gone."""
+    """Return who we are: host, boot, process and its start, so that the CAS can see when we are gone.
+
+    Each call is another opening: when the answer of the CAS was lost, the lease tells whether it is the one asked for.
+    """
     stat = Path("/proc/self/stat").read_bytes()
     fields = stat[stat.rindex(b")") + 2 :].split()  # after the command's name, which may hold anything
     return Holder(
@@ -22,4 +25,5 @@ def this_process(label: str) -> Holder:
         pid_start=int(fields[19]),  # proc(5): field 22 of all, in clock ticks since boot
         pid_namespace=Path("/proc/self/ns/pid").stat().st_ino,
         label=label,
+        opening=int.from_bytes(os.urandom(6), "little"),
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fspf.cas import EmbeddedCas
+from fspf.core.anchor import Anchor, Lease
 from fspf.core.errors import (
     CasUnreachableError,
     FspfError,
@@ -335,3 +338,55 @@ def test_an_embedded_cas_that_disappeared_is_away(scratch: Path, quiet: Quiet) -
 def test_errors_have_an_errno_for_the_mount() -> None:
     assert CasUnreachableError.errno == errno.EIO
     assert ReadOnlyError.errno == errno.EROFS
+
+
+def test_in_mode_none_a_try_that_arrives_late_is_no_stranger(
+    cas: MemoryCas, make: Callable[..., Volume], quiet: Quiet
+) -> None:
+    """Found by tests/property/test_two_writers.py: the message was delayed, and the only writer turned read-only."""
+    quiet.allow("is not anchored|CAS is away")
+    volume = make(Freshness.none())
+    late: list[tuple[Lease, Anchor, Anchor]] = []
+    advance, tried = cas.advance, threading.Event()
+
+    def delayed(volume_id: bytes, lease: Lease, expected: Anchor, new: Anchor) -> None:
+        if not late:
+            late.append((lease, expected, new))
+            raise CasUnreachableError("no answer")
+        if not tried.is_set():
+            tried.set()
+            advance(volume_id, *late[0])  # the first try arrives now, after it was given up
+        advance(volume_id, lease, expected, new)
+
+    cas.advance = delayed  # type: ignore[method-assign]
+    write(volume, b"one")
+    assert volume._commits is not None
+    with volume._commits._lag:
+        while not late or volume._commits._pending:
+            volume._commits._lag.wait(1)
+    write(volume, b"two")
+    volume.close()
+    assert tried.is_set()
+    assert volume.failed is None
+    assert cas.anchor(volume.header.volume_id) == Anchor(volume._commits.generation, volume._commits.root_tag)
+
+
+def test_a_lease_of_another_volume_of_the_same_process_is_not_taken_for_ones_own(
+    scratch: Path, cas: MemoryCas, make: Callable[..., Volume]
+) -> None:
+    """Found by tests/property/test_two_writers.py: both wrote under one epoch, so that either could be adopted after the other."""
+    make().close()
+    shutil.copytree(scratch / "v", scratch / "copy")
+    acquire, others = cas.acquire, []
+
+    def lost(volume_id: bytes, **given: Any) -> Lease:
+        cas.acquire = acquire  # type: ignore[method-assign]
+        others.append(Volume.open(scratch / "copy", cas, commit_interval=None))
+        raise CasUnreachableError("no answer")
+
+    cas.acquire = lost  # type: ignore[method-assign]
+    try:
+        with pytest.raises(CasUnreachableError):
+            Volume.open(scratch / "v", cas, commit_interval=None)
+    finally:
+        others[0].close()
