@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fspf._version import __version__
-from fspf.cas import policy_routes
 from fspf.cas.schema import Check, Schema, compile_schema
 
 KIB: Final = 1024
@@ -318,23 +317,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         "/freshness", "set_freshness", "Change the freshness mode", _object({"freshness": _FRESHNESS}), response=_EMPTY
     ),
     _route("DELETE", "/v1/volumes/{volume_id}", "remove", "Forget a volume and its key", response=_EMPTY),
-    *(
-        _route(
-            one.method,
-            one.path,
-            one.handler,
-            one.summary,
-            one.request,
-            response=one.response,
-            status=one.status,
-            max_body=one.max_body,
-            tag="policies",
-        )
-        for one in policy_routes.ROUTES
-    ),
 )
 
-PATH_PARAMETERS: Final[dict[str, Schema]] = {"volume_id": VOLUME_ID, **policy_routes.PATH_PARAMETERS}
+PATH_PARAMETERS: Final[dict[str, Schema]] = {"volume_id": VOLUME_ID}
 
 _SECURITY: Final = """\
 RFC 9449 (DPoP). `Authorization: DPoP TOKEN`, and in `DPoP` a JWT signed by the session's key (`typ` dpop+jwt, `alg` EdDSA or ES256, `jwk`)

@@ -5,7 +5,6 @@ What it stores of volumes and policies is in the store that the settings name; s
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import hashlib
 import ipaddress
@@ -29,7 +28,6 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fspf.cas.stores import open_store
 from fspf.cas.unlock import Unlock, read_key_file, sync_directory, write_key_file
 from fspf.core.errors import CasError, CasUnreachableError, ConflictError, UsageError, WrongKeyError
 from fspf.core.keys import SecretKey
@@ -136,7 +134,6 @@ def make_home(
     Raises:
         ConflictError: There is one.
         UsageError: Certificate and key do not fit together, or another setting is none.
-        CasError, CasUnreachableError: The store cannot be made.
     """
     directory = os.path.abspath(directory)
     parse_listen(listen)
@@ -153,10 +150,9 @@ def make_home(
         pem, key_pem = _given(certificate, private_key)
     else:
         pem, key_pem = self_signed([*names, parse_listen(listen)[0]])
-    master = SecretKey.generate()
-    asyncio.run(_make_store(home.store_url, master))
     _write(home.path(CERTIFICATE), pem)
     _write(home.path(PRIVATE_KEY), key_pem)
+    master = SecretKey.generate()
     if passphrase is not None:
         unlock = Unlock.by_passphrase(master, passphrase)
     else:
@@ -168,11 +164,6 @@ def make_home(
     settings = {"version": _VERSION, "id": home.cas_id, "store": home.store_url, "listen": listen}
     _write(home.path(SETTINGS), json.dumps(settings, indent=2).encode() + b"\n")
     return home
-
-
-async def _make_store(url: str, master: SecretKey) -> None:
-    """Make the store, so that a server which finds none knows that it was lost."""
-    await (await open_store(url, master, create=True)).close()
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -20,16 +20,13 @@ from typing import Any, Final
 import uvicorn
 import uvloop
 
+from fspf.attestation import Trust
 from fspf.cas.application import Application
 from fspf.cas.gate import Gate
 from fspf.cas.home import CERTIFICATE, PRIVATE_KEY, Home, parse_listen
-from fspf.cas.issuer import SecretIssuer
 from fspf.cas.metrics import Metrics
-from fspf.cas.policies import Policies
-from fspf.cas.scripts import ScriptCaller
 from fspf.cas.service import Service
 from fspf.cas.store import Store
-from fspf.cas.trusted import read_trust
 from fspf.cas.volumes import Volumes, nobody_is_gone
 from fspf.core.anchor import Holder
 from fspf.core.errors import CasError, CasUnreachableError, UsageError
@@ -39,7 +36,6 @@ log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 KEEP_ALIVE_S: Final = 75
-TRUST: Final = "trust"  # folder of the server's directory: whom to believe, docs/ATTESTATION.md 4
 GRACE_S: Final = 10  # for requests that are under way at the end
 _PURGE_EVERY_S: Final = 60.0
 
@@ -99,22 +95,13 @@ async def service_of(
     """Open the store and put the service together; the store is closed at the end."""
     store: Store = await open_store(home.store_url, master)
     try:
-        volumes = Volumes(store, master, world.clock, is_gone=world.is_gone)
-        policies = Policies(
-            store,
-            world.clock,
-            issuer=SecretIssuer(store, clock=world.clock),
-            restorer=volumes,
-            call_script=ScriptCaller(),
-        )
         yield Service(
             store=store,
             master=master,
             audience=home.cas_id,
             key_hash=home.key_hash,
-            gate=Gate(store, master, home.cas_id, read_trust(home.path(TRUST)), world.clock),
-            volumes=volumes,
-            policies=policies,
+            gate=Gate(store, master, home.cas_id, Trust(), world.clock),
+            volumes=Volumes(store, master, world.clock, is_gone=world.is_gone),
             metrics=Metrics(),
             clock=world.clock,
         )

@@ -14,9 +14,6 @@ from fspf._version import __version__
 from fspf.cas import api, exchange, wire
 from fspf.cas.gate import Gate
 from fspf.cas.metrics import Metrics
-from fspf.cas.policies import Policies
-from fspf.cas.policy_api import PolicyApi
-from fspf.cas.policy_routes import PolicyCalls
 from fspf.cas.principal import Principal
 from fspf.cas.store import Store
 from fspf.cas.tokens import Token
@@ -57,7 +54,7 @@ class Call:
         return bytes.fromhex(self.path["volume_id"])
 
 
-class Service(PolicyCalls):
+class Service:
     """The handlers, named in `api.ROUTES`.
 
     Args:
@@ -74,7 +71,6 @@ class Service(PolicyCalls):
         key_hash: str,
         gate: Gate,
         volumes: Volumes,
-        policies: Policies,
         metrics: Metrics,
         clock: Callable[[], int],
     ) -> None:
@@ -83,7 +79,6 @@ class Service(PolicyCalls):
         self._description = {"id": audience, "version": __version__, "key_hash": key_hash}
         self.gate: Final = gate
         self._volumes = volumes
-        self.policy_api = PolicyApi(policies)
         self.metrics: Final = metrics
         self._clock = clock
         self.stopping = False

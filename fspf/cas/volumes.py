@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Sequence
 
-    from fspf.cas.policy_ports import Change
     from fspf.cas.principal import Principal
-    from fspf.policy.model import Restore
 
 _WRAP_LABEL: Final = b"fspf cas server 1 volume key"
 _VALUE_VERSION: Final = 1
@@ -231,22 +229,6 @@ class Volumes:
         wrapped = self._wrap(record.volume_id, record.key, record.key_version)
         self._known.pop(record.volume_id, None)
         return _puts(record.volume_id, Row(record.name, owner, wrapped, state))
-
-    async def restore(self, volume_id: bytes, statement: Restore) -> Change:
-        """Return what makes an older state of a volume its newest, for the transaction that puts the policy in force.
-
-        Raises:
-            UnknownVolumeError: The volume was never made.
-            CasError: As `fspf.cas.rules.restore` says.
-        """
-        entry = await self._store.get(_key(volume_id))
-        if entry is None:
-            raise unknown(volume_id)
-        row = self._unpack(volume_id, entry)
-        old = Anchor(statement.generation, statement.tag)
-        state = rules.restore(row.state, old, statement.epoch, now_ns=self._clock(), is_gone=self._is_gone)
-        self._known.pop(volume_id, None)
-        return [Compare(_key(volume_id), entry.revision)], [Put(_key(volume_id), pack_row(replace(row, state=state)))]
 
     # -- rows
 
