@@ -37,7 +37,9 @@ def quantile(values: list[float], part: float) -> float:
 
 def report(name: str, seconds: list[float], elapsed: float) -> None:
     p50, p99 = (quantile(seconds, part) * 1000 for part in (0.5, 0.99))
-    print(f"{name}: {len(seconds) / elapsed:.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {max(seconds) * 1000:.2f} ms")
+    print(
+        f"{name}: {len(seconds) / elapsed:.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {max(seconds) * 1000:.2f} ms"
+    )
 
 
 def single(url: str, count: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fspf._version import __version__
+from fspf.cas import policy_routes
 from fspf.cas.schema import Check, Schema, compile_schema
 
 KIB: Final = 1024
@@ -138,7 +139,7 @@ def _volume(action: str, handler: str, summary: str, request: Schema, **more: An
 
 _PLAIN: Final[dict[str, Any]] = {"secured": False, "tag": "state"}
 
-ROUTES: Final[tuple[Route, ...]] = (
+_VOLUME_ROUTES: Final[tuple[Route, ...]] = (
     _route("GET", "/v1/health", "health", "Whether the process answers", response=_STATUS, **_PLAIN),
     _route(
         "GET",
@@ -319,7 +320,35 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("DELETE", "/v1/volumes/{volume_id}", "remove", "Forget a volume and its key", response=_EMPTY),
 )
 
-PATH_PARAMETERS: Final[dict[str, Schema]] = {"volume_id": VOLUME_ID}
+ROUTES: Final = (
+    *_VOLUME_ROUTES,
+    _route(
+        "POST",
+        "/v1/configuration",
+        "configuration",
+        "Fetch an attested service's configuration",
+        _EMPTY,
+        description="Arguments, environment, files and volumes, with secrets filled in; docs/SECRETS.md.",
+        response={"type": "object"},
+        tag="services",
+    ),
+    *(
+        _route(
+            one.method,
+            one.path,
+            one.handler,
+            one.summary,
+            one.request,
+            response=one.response,
+            status=one.status,
+            max_body=one.max_body,
+            tag="policies",
+        )
+        for one in policy_routes.ROUTES
+    ),
+)
+
+PATH_PARAMETERS: Final[dict[str, Schema]] = {"volume_id": VOLUME_ID, **policy_routes.PATH_PARAMETERS}
 
 _SECURITY: Final = """\
 RFC 9449 (DPoP). `Authorization: DPoP TOKEN`, and in `DPoP` a JWT signed by the session's key (`typ` dpop+jwt, `alg` EdDSA or ES256, `jwk`)

@@ -60,7 +60,7 @@ class Application:
             body = await _body(route, headers, receive)
             token = None
             if route.secured:
-                token = self._authenticate(scope, headers, body)
+                token = await self._authenticate(scope, headers, body)
             document = _document(route, headers, body)
             if route.handler == "metrics":
                 payload, content_type = self._service.metrics.render(), CONTENT_TYPE
@@ -95,9 +95,9 @@ class Application:
         await send({"type": "http.response.start", "status": status, "headers": response_headers})
         await send({"type": "http.response.body", "body": payload})
 
-    def _authenticate(self, scope: Scope, headers: dict[bytes, bytes], body: bytes) -> Token:
+    async def _authenticate(self, scope: Scope, headers: dict[bytes, bytes], body: bytes) -> Token:
         url = f"https://{_ascii(headers.get(b'host', b''))}{_ascii(scope['raw_path'])}"
-        return self._service.gate.authenticate(
+        return await self._service.gate.authenticate(
             _ascii(headers.get(b"authorization", b"")),
             _ascii(headers.get(b"dpop", b"")),
             method=scope["method"],

@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from fspf.attestation import Trust, verify
-from fspf.cas.principal import Principal
+from fspf.attestation import Claims, Trust, match, verify
+from fspf.cas.policies import Policies
 from fspf.cas.proof import Holder, Nonces, load_session_key
 from fspf.cas.store import ABSENT, Compare, Put, Store
 from fspf.cas.tokens import (
@@ -24,8 +24,9 @@ from fspf.cas.tokens import (
     UnauthenticatedError,
     binding_of,
 )
-from fspf.core.errors import AccessDeniedError
+from fspf.core.errors import AccessDeniedError, UsageError
 from fspf.core.keys import SecretKey
+from fspf.policy.principal import Principal
 
 _MAX_HOLDERS: Final = 20_000
 _USED_PREFIX: Final = "nonce/"
@@ -41,13 +42,24 @@ class Gate:
         master: Key of the CAS.
         audience: Id of the CAS.
         trust: Whose evidence counts.
+        policies: What services must show.
         clock: UTC ns since 1970.
     """
 
-    def __init__(self, store: Store, master: SecretKey, audience: str, trust: Trust, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        master: SecretKey,
+        audience: str,
+        *,
+        trust: Trust,
+        policies: Policies,
+        clock: Callable[[], int],
+    ) -> None:
         self._store = store
         self._tokens = Tokens(master, audience)
         self._trust = trust
+        self._policies = policies
         self._clock = clock
         self.nonces = Nonces(clock())
         self._holders: OrderedDict[str, tuple[Token, Holder]] = OrderedDict()
@@ -64,32 +76,51 @@ class Gate:
         return self._tokens.challenge(secrets.token_bytes(CHALLENGE_RANDOM_LEN), expires_ns), expires_ns
 
     async def grant(
-        self, nonce: bytes, spki: bytes, evidence: Sequence[Mapping[str, Any]], instance: str
+        self,
+        nonce: bytes,
+        spki: bytes,
+        evidence: Sequence[Mapping[str, Any]],
+        *,
+        policy: str = "",
+        service: str = "",
+        instance: str = "",
     ) -> tuple[str, Token]:
-        """Exchange evidence for a token.
+        """Exchange evidence for a token: of the keys that it shows, and of a service if one is named.
 
         Raises:
-            AccessDeniedError: The challenge does not count.
+            AccessDeniedError: The challenge does not count, or there is no such service.
             AttestationError: The evidence does not.
-            UsageError: The session's key is of no kind that is used here.
+            UsageError: The session's key is of no kind that is used here, or half a service is named.
         """
         now_ns = self._clock()
+        if bool(policy) != bool(service):
+            raise UsageError("policy and service are named together")
         expires_ns = self._tokens.open_challenge(nonce, now_ns)
         load_session_key(spki)
         binding = binding_of(nonce, spki)
         claims = [verify(one, binding, self._trust, now_ns) for one in evidence]
+        policy_hash = await self._attested(policy, service, claims) if policy else ""
         keys = frozenset(str(one.values["key"]) for one in claims if one.type == "key")
         await self._use_up(nonce, expires_ns)
+        until_ns = [now_ns + TOKEN_TTL_NS, *(one.expires_ns for one in claims if one.expires_ns is not None)]
         token = Token(
             token_id=secrets.token_bytes(16),
-            principal=Principal(keys),
-            instance=instance,
-            policy_hash="",
+            principal=Principal(keys, policy, service, instance),
+            policy_hash=policy_hash,
             public_key=spki,
             issued_ns=now_ns,
-            expires_ns=now_ns + TOKEN_TTL_NS,
+            expires_ns=min(until_ns),
         )
         return self._tokens.seal(token), token
+
+    async def _attested(self, policy: str, service: str, claims: Sequence[Claims]) -> str:
+        """Return the hash of the policy whose service the evidence is enough for."""
+        current = await self._policies.find(policy)
+        wanted = None if current is None else current.policy.service(service)
+        if current is None or wanted is None:  # which of the two, is not everybody's business
+            raise AccessDeniedError(f"there is no service {service} of a policy {policy}, or none in force")
+        match(claims, wanted.attestation, current.policy.security.attestation)
+        return current.policy.hash
 
     async def _use_up(self, nonce: bytes, expires_ns: int) -> None:
         """Note that a challenge was answered; it is kept by the minute, so that old ones are found."""
@@ -108,7 +139,7 @@ class Gate:
 
     # -- requests
 
-    def authenticate(self, authorization: str, proof: str, *, method: str, url: str, body: bytes) -> Token:
+    async def authenticate(self, authorization: str, proof: str, *, method: str, url: str, body: bytes) -> Token:
         """Return the token with which a request is made.
 
         Raises:
@@ -133,4 +164,10 @@ class Gate:
             raise UnauthenticatedError("invalid_token", "the token has expired", usual=True)
         claims = holder.check(proof, method=method, url=url, body=body)
         self.nonces.use(claims["nonce"], claims["jti"], now_ns)
+        if token.policy_hash:
+            record, _ = await self._policies.record_of(token.principal.policy)
+            if record is None or record.deleted or record.hash != token.policy_hash:
+                self._holders.pop(text, None)
+                message = f"policy {token.principal.policy} was replaced or deleted since: attest again"
+                raise UnauthenticatedError("invalid_token", message, usual=True)
         return token

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -37,6 +37,9 @@ CERTIFICATE: Final = "tls.crt"
 PRIVATE_KEY: Final = "tls.key"
 UNLOCK: Final = "unlock"
 KEY_FILE: Final = "master.key"
+AUDIT_KEY: Final = "audit.key"
+AUDIT_LOG: Final = "audit.log"
+TRUST: Final = "trust"  # whose evidence counts: docs/ATTESTATION.md
 DEFAULT_LISTEN: Final = "127.0.0.1:8443"
 _VERSION: Final = 1
 _VALID_DAYS: Final = 3650  # the pinned key counts, not the date
@@ -51,12 +54,16 @@ class Home:
         cas_id: 32 hex digits; the audience of its tokens.
         store_url: Where it keeps its values.
         listen: HOST:PORT.
+        tpm: TCTI of the TPM whose counter shows an older store; None: there is none.
+        window_s: How long answered changes may go without that counter.
     """
 
     directory: str
     cas_id: str
     store_url: str
     listen: str
+    tpm: str | None = None
+    window_s: float = 0.0
 
     def path(self, name: str) -> str:
         """Return the path of one of its files."""
@@ -85,6 +92,20 @@ class Home:
             raise WrongKeyError(f"the key file {self.path(KEY_FILE)} is missing: put it back")
         return unlock.open_with_key(key)
 
+    def audit_key(self) -> ed25519.Ed25519PrivateKey:
+        """Return the key that signs the audit log.
+
+        Raises:
+            CasError: The directory is damaged.
+        """
+        try:
+            key = load_pem_private_key(_read(self.path(AUDIT_KEY)), None)
+        except (ValueError, TypeError):
+            key = None
+        if not isinstance(key, ed25519.Ed25519PrivateKey):
+            raise CasError(f"{self.path(AUDIT_KEY)} is no Ed25519 key: restore it from a backup")
+        return key
+
 
 def hash_of_key(certificate: x509.Certificate) -> str:
     """Return the hex SHA-256 of a certificate's key."""
@@ -108,6 +129,8 @@ def open_home(directory: str) -> Home:
             cas_id=str(settings["id"]),
             store_url=str(settings["store"]),
             listen=str(settings["listen"]),
+            tpm=None if settings.get("tpm") is None else str(settings["tpm"]),
+            window_s=float(settings.get("window_s", 0.0)),
         )
     except (ValueError, KeyError, TypeError):
         raise CasError(f"{path} is damaged: restore it from a backup") from None
@@ -122,6 +145,9 @@ def make_home(
     certificate: str | None = None,
     private_key: str | None = None,
     passphrase: bytes | None = None,
+    tpm: str | None = None,
+    window_s: float = 0.0,
+    prepare: Callable[[Home, SecretKey], None] = lambda _home, _master: None,
 ) -> Home:
     """Make the directory of a new CAS server: complete, or not there as one.
 
@@ -129,6 +155,7 @@ def make_home(
         store_url: Default: SQLite in the directory.
         names: Host names and addresses for the certificate that is made.
         certificate, private_key: PEM files, instead of a certificate that is made.
+        prepare: Makes the store; called before the directory counts.
         passphrase: Locks the master key; None: a key file does.
 
     Raises:
@@ -145,13 +172,17 @@ def make_home(
             raise ConflictError(f"{directory} is the directory of a CAS already")
     except OSError as exc:
         raise CasUnreachableError(f"the directory {directory} cannot be made: {exc.strerror}") from None
-    home = Home(directory, secrets.token_hex(16), store_url or f"sqlite://{directory}/store.sqlite", listen)
+    home = Home(
+        directory, secrets.token_hex(16), store_url or f"sqlite://{directory}/store.sqlite", listen, tpm, window_s
+    )
     if certificate is not None and private_key is not None:
         pem, key_pem = _given(certificate, private_key)
     else:
         pem, key_pem = self_signed([*names, parse_listen(listen)[0]])
     _write(home.path(CERTIFICATE), pem)
     _write(home.path(PRIVATE_KEY), key_pem)
+    audit_key = ed25519.Ed25519PrivateKey.generate()
+    _write(home.path(AUDIT_KEY), audit_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     master = SecretKey.generate()
     if passphrase is not None:
         unlock = Unlock.by_passphrase(master, passphrase)
@@ -161,7 +192,10 @@ def make_home(
         except FileExistsError:
             raise ConflictError(f"{home.path(KEY_FILE)} is there: it may be the key of another CAS") from None
     _write(home.path(UNLOCK), unlock.pack())
-    settings = {"version": _VERSION, "id": home.cas_id, "store": home.store_url, "listen": listen}
+    prepare(home, master)
+    settings: dict[str, Any] = {"version": _VERSION, "id": home.cas_id, "store": home.store_url, "listen": listen}
+    if tpm is not None:
+        settings |= {"tpm": tpm, "window_s": window_s}
     _write(home.path(SETTINGS), json.dumps(settings, indent=2).encode() + b"\n")
     return home
 

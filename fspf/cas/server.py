@@ -13,21 +13,16 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
 
 import uvicorn
 import uvloop
 
-from fspf.attestation import Trust
 from fspf.cas.application import Application
-from fspf.cas.gate import Gate
+from fspf.cas.assembly import OpenStore, World, open_sealed, service_of
 from fspf.cas.home import CERTIFICATE, PRIVATE_KEY, Home, parse_listen
-from fspf.cas.metrics import Metrics
 from fspf.cas.service import Service
-from fspf.cas.store import Store
-from fspf.cas.volumes import Volumes, nobody_is_gone
 from fspf.core.anchor import Holder
 from fspf.core.errors import CasError, CasUnreachableError, UsageError
 from fspf.core.keys import SecretKey
@@ -38,14 +33,6 @@ BACKLOG: Final = 4096
 KEEP_ALIVE_S: Final = 75
 GRACE_S: Final = 10  # for requests that are under way at the end
 _PURGE_EVERY_S: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What a server sees of the world, for tests to set."""
-
-    clock: Callable[[], int] = time.time_ns
-    is_gone: Callable[[Holder], bool] = nobody_is_gone
 
 
 def tls_context(certificate: str, private_key: str) -> ssl.SSLContext:
@@ -88,27 +75,6 @@ def listen_on(host: str, port: int) -> socket.socket:
     return sock
 
 
-@contextlib.asynccontextmanager
-async def service_of(
-    home: Home, master: SecretKey, open_store: Callable[[str, SecretKey], Any], world: World
-) -> AsyncIterator[Service]:
-    """Open the store and put the service together; the store is closed at the end."""
-    store: Store = await open_store(home.store_url, master)
-    try:
-        yield Service(
-            store=store,
-            master=master,
-            audience=home.cas_id,
-            key_hash=home.key_hash,
-            gate=Gate(store, master, home.cas_id, Trust(), world.clock),
-            volumes=Volumes(store, master, world.clock, is_gone=world.is_gone),
-            metrics=Metrics(),
-            clock=world.clock,
-        )
-    finally:
-        await store.close()
-
-
 class _Server(uvicorn.Server):
     """uvicorn, which tells when it serves and when it stops."""
 
@@ -138,20 +104,20 @@ async def serve(
     home: Home,
     master: SecretKey,
     *,
-    open_store: Callable[[str, SecretKey], Any],
+    opened: OpenStore = open_sealed,
     sock: socket.socket,
     on_live: Callable[[], None],
     stop: asyncio.Event,
-    world: World | None = None,
+    world: World,
 ) -> None:
     """Serve until *stop* is set.
 
     Args:
-        open_store: Opens the store that the settings name.
+        opened: Opens the store; for tests.
         sock: Listening.
         on_live: Called when requests are answered.
     """
-    async with service_of(home, master, open_store, world or World()) as service:
+    async with service_of(home, master, opened, world) as service:
         config = uvicorn.Config(
             Application(service),
             http="httptools",
@@ -197,13 +163,14 @@ def run(
     home: Home,
     master: SecretKey,
     *,
-    open_store: Callable[[str, SecretKey], Any],
+    holder: Holder,
     listen: str | None,
     on_live: Callable[[str], None],
 ) -> None:
     """Serve in this process until a signal ends it.
 
     Args:
+        holder: This process.
         listen: HOST:PORT, instead of the settings'.
         on_live: Called with the URL, and the hash of the key, when requests are answered.
     """
@@ -214,7 +181,7 @@ def run(
         runner.run(
             _until_signal(
                 lambda stop: serve(
-                    home, master, open_store=open_store, sock=sock, on_live=lambda: on_live(url), stop=stop
+                    home, master, world=World(holder), sock=sock, on_live=lambda: on_live(url), stop=stop
                 )
             )
         )

@@ -11,18 +11,23 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fspf._version import __version__
-from fspf.cas import api, exchange, wire
+from fspf.cas import api, configuration, exchange, wire
+from fspf.cas.audit import Audit
 from fspf.cas.gate import Gate
+from fspf.cas.issuer import SecretIssuer
 from fspf.cas.metrics import Metrics
-from fspf.cas.principal import Principal
+from fspf.cas.policies import Policies
+from fspf.cas.policy_api import PolicyApi
+from fspf.cas.policy_routes import PolicyCalls
 from fspf.cas.store import Store
 from fspf.cas.tokens import Token
 from fspf.cas.volumes import Volumes
 from fspf.cas.wire import Members, from_base64, to_base64
 from fspf.core.anchor import CasRecord
-from fspf.core.errors import CasUnreachableError, FspfError
+from fspf.core.errors import AccessDeniedError, CasUnreachableError, FspfError
 from fspf.core.freshness import Freshness
 from fspf.core.keys import SecretKey
+from fspf.policy.principal import Principal
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ class Call:
         return bytes.fromhex(self.path["volume_id"])
 
 
-class Service:
+class Service(PolicyCalls):
     """The handlers, named in `api.ROUTES`.
 
     Args:
@@ -71,6 +76,10 @@ class Service:
         key_hash: str,
         gate: Gate,
         volumes: Volumes,
+        policies: Policies,
+        policy_api: PolicyApi,
+        issuer: SecretIssuer,
+        audit: Audit,
         metrics: Metrics,
         clock: Callable[[], int],
     ) -> None:
@@ -79,6 +88,10 @@ class Service:
         self._description = {"id": audience, "version": __version__, "key_hash": key_hash}
         self.gate: Final = gate
         self._volumes = volumes
+        self._policies = policies
+        self.policy_api = policy_api
+        self._issuer = issuer
+        self.audit: Final = audit
         self.metrics: Final = metrics
         self._clock = clock
         self.stopping = False
@@ -113,14 +126,25 @@ class Service:
                 from_base64(body["nonce"], "nonce"),
                 from_base64(body["public_key"], "public_key"),
                 body["evidence"],
-                body.get("instance", ""),
+                policy=body.get("policy", ""),
+                service=body.get("service", ""),
+                instance=body.get("instance", ""),
             )
         except CasUnreachableError:
             raise
         except FspfError as exc:
             self.metrics.attestations.labels("refused").inc()
             log.warning("attestation refused", extra={"reason": str(exc), "peer": call.peer})
+            about = {"policy": body.get("policy", ""), "service": body.get("service", "")}
+            self.audit.note("attestation-refused", reason=str(exc), peer=call.peer, **about)
             raise
+        await self.audit.append(
+            "attestation-granted",
+            principal=str(token.principal),
+            policy_hash=token.policy_hash,
+            evidence=sorted({str(one["type"]) for one in body["evidence"]}),
+            peer=call.peer,
+        )
         self.metrics.attestations.labels("granted").inc()
         log.info("attestation granted", extra={"principal": str(token.principal), "peer": call.peer})
         reply: Members = {"token": text, "issued_ns": token.issued_ns, "expires_ns": token.expires_ns}
@@ -154,17 +178,20 @@ class Service:
             wire.checked_text(body["name"], "name"),
             Freshness.parse(body["freshness"]),
         )
-        log.info("volume created", extra={"volume": record.volume_id.hex(), "principal": str(call.principal)})
+        await self._tell("volume-created", call, volume=record.volume_id.hex(), name=record.name)
         return {"public_key": to_base64(side.public), "record": self._with_key(record, shared)}
 
     async def fetch(self, call: Call) -> Members:
         side, shared = self._side_for(call.body)
         record = await self._volumes.fetch(call.principal, call.volume_id)
+        await self._tell("key-released", call, volumes=[record.volume_id.hex()])
         return {"public_key": to_base64(side.public), "record": self._with_key(record, shared)}
 
     async def records(self, call: Call) -> Members:
         side, shared = self._side_for(call.body)
         records = await self._volumes.list(call.principal)
+        if records:
+            await self._tell("key-released", call, volumes=[one.volume_id.hex() for one in records])
         return {"public_key": to_base64(side.public), "records": [self._with_key(one, shared) for one in records]}
 
     async def acquire(self, call: Call) -> Members:
@@ -178,13 +205,21 @@ class Service:
                 adopt=wire.to_anchor(body["adopt"]),
                 holder=wire.to_holder(body["holder"]),
             )
-        except FspfError:
+        except FspfError as exc:
             self.metrics.leases.labels("refused").inc()
+            self.audit.note("lease-refused", volume=call.volume_id.hex(), by=str(call.principal), reason=str(exc))
             raise
         self.metrics.leases.labels("granted").inc()
-        log.info(
-            "lease granted",
-            extra={"volume": call.volume_id.hex(), "epoch": lease.epoch, "principal": str(call.principal)},
+        self.audit.settle(call.volume_id.hex())
+        adopted = wire.to_anchor(body["adopt"])
+        await self._tell(
+            "lease-granted",
+            call,
+            volume=call.volume_id.hex(),
+            epoch=lease.epoch,
+            holder=str(lease.holder),
+            generation=adopted.generation,
+            root_tag=adopted.root_tag.hex(),
         )
         return {"lease": wire.lease_members(lease)}
 
@@ -194,7 +229,10 @@ class Service:
         return {"lease": wire.lease_members(lease)}
 
     async def release(self, call: Call) -> Members:
-        await self._volumes.release(call.principal, call.volume_id, wire.to_lease(call.body["lease"]))
+        lease = wire.to_lease(call.body["lease"])
+        await self._volumes.release(call.principal, call.volume_id, lease)
+        self.audit.settle(call.volume_id.hex())
+        await self._tell("lease-released", call, volume=call.volume_id.hex(), epoch=lease.epoch)
         self.metrics.leases.labels("released").inc()
         return {}
 
@@ -202,7 +240,14 @@ class Service:
         body = call.body
         expected, new = wire.to_anchor(body["expected"]), wire.to_anchor(body["new"])
         lease = wire.to_lease(body["lease"])
-        renewed, mode = await self._volumes.advance(call.principal, call.volume_id, lease, expected, new)
+        try:
+            renewed, mode = await self._volumes.advance(call.principal, call.volume_id, lease, expected, new)
+        except CasUnreachableError:
+            raise
+        except FspfError as exc:
+            self.audit.note("anchor-refused", volume=call.volume_id.hex(), by=str(call.principal), reason=str(exc))
+            raise
+        self.audit.anchored(call.volume_id.hex(), lease.epoch, expected, new)
         self.metrics.anchors.inc()
         self.metrics.anchor_lag.labels(mode).observe(new.generation - expected.generation)
         return {"expires_ns": renewed.expires_ns}
@@ -217,16 +262,18 @@ class Service:
         )
         key = exchange.unwrap(shared, from_base64(body["wrapped_key"], "wrapped_key"), call.volume_id, 0)
         await self._volumes.rekey(call.principal, call.volume_id, lease, expected, new, key)
-        log.info("volume rekeyed", extra={"volume": call.volume_id.hex(), "principal": str(call.principal)})
+        await self._tell("volume-rekeyed", call, volume=call.volume_id.hex())
         return {}
 
     async def set_freshness(self, call: Call) -> Members:
-        await self._volumes.set_freshness(call.principal, call.volume_id, Freshness.parse(call.body["freshness"]))
+        freshness = Freshness.parse(call.body["freshness"])
+        await self._volumes.set_freshness(call.principal, call.volume_id, freshness)
+        await self._tell("freshness-changed", call, volume=call.volume_id.hex(), freshness=str(freshness))
         return {}
 
     async def remove(self, call: Call) -> Members:
         await self._volumes.remove(call.principal, call.volume_id)
-        log.info("volume removed", extra={"volume": call.volume_id.hex(), "principal": str(call.principal)})
+        await self._tell("volume-removed", call, volume=call.volume_id.hex())
         return {}
 
     async def import_records(self, call: Call) -> Members:
@@ -238,10 +285,29 @@ class Service:
             wrapped = from_base64(members["wrapped_key"], "wrapped_key")
             records.append(summary.with_key(exchange.unwrap(shared, wrapped, summary.volume_id, summary.key_version)))
         await self._volumes.import_records(call.principal, records, override=body["override"])
-        log.info("records imported", extra={"count": len(records), "principal": str(call.principal)})
+        for record in records:
+            await self._tell("volume-created", call, volume=record.volume_id.hex(), name=record.name, imported=True)
         return {"imported": len(records)}
 
+    # -- configuration
+
+    async def configuration(self, call: Call) -> Members:
+        principal = call.principal
+        current = await self._policies.find(principal.policy) if principal.policy else None
+        if current is None:
+            raise AccessDeniedError("a configuration is for a service: attest with the names of policy and service")
+        policy, links = current.policy, self._policies.links
+        values = await self._issuer.values_for(policy, principal.service, await links.imported_secrets(policy))
+        ids = {one.local_name: one.record_id.hex() for one in await links.volumes_for(principal)}
+        found = configuration.configuration_of(policy, principal.service, values, ids)
+        await self._tell("configuration-released", call, policy_hash=policy.hash, secrets=sorted(values))
+        return configuration.document(found)
+
     # -- keys
+
+    async def _tell(self, kind: str, call: Call, **fields: Any) -> None:
+        """Write into the audit log what was decided; the request is not answered before that is durable."""
+        await self.audit.append(kind, **fields, by=str(call.principal))
 
     @staticmethod
     def _side_for(body: Members) -> tuple[exchange.Side, SecretKey]:

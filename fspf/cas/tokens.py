@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import msgpack
 
-from fspf.cas.principal import Principal
 from fspf.core.errors import AccessDeniedError
 from fspf.core.keys import AuthenticationError, SecretKey
+from fspf.policy.principal import Principal
 
 TOKEN_TTL_NS: Final = 900_000_000_000
 CHALLENGE_TTL_NS: Final = 60_000_000_000
@@ -48,7 +48,6 @@ class Token:
 
     token_id: bytes
     principal: Principal
-    instance: str  # as the client names itself; "" if it did not
     policy_hash: str  # of the policy that it was attested under, "" if under none
     public_key: bytes  # DER SubjectPublicKeyInfo; its holder, and nobody else, may use the token
     issued_ns: int
@@ -78,7 +77,7 @@ class Tokens:
             sorted(principal.keys),
             principal.policy,
             principal.service,
-            token.instance,
+            principal.instance,
             token.policy_hash,
             token.public_key,
             token.issued_ns,
@@ -96,10 +95,10 @@ class Tokens:
             if len(text) > _MAX_TEXT:
                 raise ValueError
             elements: list[Any] = msgpack.unpackb(self._key.siv_open(decode(text), self._aad))
-            version, token_id, keys, policy, service, *rest = elements
+            version, token_id, keys, policy, service, instance, *rest = elements
             if version != _TOKEN_VERSION:
                 raise ValueError
-            return Token(token_id, Principal(frozenset(keys), policy, service), *rest)
+            return Token(token_id, Principal(frozenset(keys), policy, service, instance), *rest)
         except (AuthenticationError, ValueError, TypeError):
             raise UnauthenticatedError("invalid_token", "the token is none of this CAS") from None
 

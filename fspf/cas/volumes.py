@@ -5,11 +5,11 @@ What is granted is decided in `rules`, how values are sealed in the store given;
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 import msgpack
 
@@ -19,6 +19,7 @@ from fspf.cas.sealing import pack_holder, unpack_holder
 from fspf.cas.store import ABSENT, Compare, Entry, Put, Store
 from fspf.core.anchor import Anchor, CasRecord, Holder, Lease
 from fspf.core.errors import (
+    AccessDeniedError,
     CasError,
     ConflictError,
     FspfError,
@@ -27,12 +28,16 @@ from fspf.core.errors import (
 )
 from fspf.core.freshness import Freshness, FreshnessMode
 from fspf.core.keys import AuthenticationError, SecretKey
+from fspf.policy.model import UpdatePolicy
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from fspf.cas.principal import Principal
+    from fspf.cas.policy_links import VolumeAccess
+    from fspf.cas.policy_ports import Change
+    from fspf.policy.model import Restore
+    from fspf.policy.principal import Principal
 
 _WRAP_LABEL: Final = b"fspf cas server 1 volume key"
 _VALUE_VERSION: Final = 1
@@ -66,6 +71,8 @@ class Volumes:
         master: Key of the CAS; wraps the volumes' keys.
         clock: UTC ns since 1970; dates leases.
         is_gone: Whether a lease's holder certainly no longer runs; for tests.
+        access: What an attested service may do with a volume; None: there are no services.
+        policy_key: Returns the key that a policy gives a volume; None: the CAS makes it.
     """
 
     def __init__(
@@ -75,24 +82,36 @@ class Volumes:
         clock: Callable[[], int],
         *,
         is_gone: Callable[[Holder], bool] = nobody_is_gone,
+        access: Callable[[Principal, bytes], Awaitable[VolumeAccess]] | None = None,
+        policy_key: Callable[[VolumeAccess], Awaitable[SecretKey | None]] | None = None,
     ) -> None:
         self._store = store
         self._wrapping_key = master.derive(_WRAP_LABEL)
         self._clock = clock
         self._is_gone = is_gone
+        self._access = access
+        self._policy_key = policy_key
         self._known: OrderedDict[bytes, tuple[int, Row]] = OrderedDict()
 
     # -- the Protocol
 
     async def create(self, principal: Principal, volume_id: bytes, name: str, freshness: Freshness) -> CasRecord:
-        """Make a key and a record for a new volume, which belongs to *principal*.
+        """Make a key and a record for a new volume, which belongs to *principal*, or to the policy that names it.
 
         Raises:
             VolumeExistsError: There is a record with this id.
+            AccessDeniedError: A service makes only volumes that its policy names.
         """
-        key = SecretKey.generate()
+        owner, key = principal.owner, None
+        if principal.policy:
+            assert self._access is not None
+            access = await self._access(principal, volume_id)
+            _check_usable(access)
+            owner, freshness = f"policy:{access.policy}", access.freshness or freshness
+            key = None if self._policy_key is None else await self._policy_key(access)
+        key = key or SecretKey.generate()
         state = State(freshness)
-        row = Row(name, principal.owner, self._wrap(volume_id, key, state.key_version), state)
+        row = Row(name, owner, self._wrap(volume_id, key, state.key_version), state)
         await self._insert([(volume_id, row)])
         return self._to_record(volume_id, row, key)
 
@@ -182,6 +201,8 @@ class Volumes:
         """Forget the volume, and its key with it."""
         for _ in range(_MAX_TRIES):
             revision, row = await self._read(principal, volume_id)
+            if row.owner.startswith("policy:"):
+                raise AccessDeniedError("a policy's volume goes with its policy: it is not removed alone")
             key = _key(volume_id)
             put = [Put(key, None), Put(_index_prefix(row.owner) + volume_id.hex(), None)]
             self._known.pop(volume_id, None)
@@ -201,7 +222,7 @@ class Volumes:
                 entry = await self._store.get(_key(record.volume_id))
                 row = None if entry is None else self._unpack(record.volume_id, entry)
                 if row is not None:
-                    self._check_access(principal, record.volume_id, row)
+                    await self._check_access(principal, record.volume_id, row)
                 compare.append(Compare(_key(record.volume_id), ABSENT if entry is None else entry.revision))
                 put += self._merged(principal, record, row, override=override)
             if await self._store.transact(compare, put) is not None:
@@ -230,6 +251,23 @@ class Volumes:
         self._known.pop(record.volume_id, None)
         return _puts(record.volume_id, Row(record.name, owner, wrapped, state))
 
+    async def restore(self, volume_id: bytes, statement: Restore) -> Change:
+        """Return what must hold and what is to be put for an older state to be the newest again.
+
+        Raises:
+            UnknownVolumeError: There is no such volume.
+            CasError: As `fspf.cas.rules.restore` says.
+        """
+        entry = await self._store.get(_key(volume_id))
+        if entry is None:
+            raise unknown(volume_id)
+        row = self._unpack(volume_id, entry)
+        old = Anchor(statement.generation, statement.tag)
+        state = rules.restore(row.state, old, statement.epoch, now_ns=self._clock(), is_gone=self._is_gone)
+        self._known.pop(volume_id, None)
+        key = _key(volume_id)
+        return [Compare(key, entry.revision)], [Put(key, pack_row(replace(row, state=state)))]
+
     # -- rows
 
     async def _insert(self, rows: Sequence[tuple[bytes, Row]]) -> None:
@@ -244,12 +282,22 @@ class Volumes:
             self._known.pop(volume_id, None)
             raise unknown(volume_id)
         row = self._unpack(volume_id, entry)
-        self._check_access(principal, volume_id, row)
+        await self._check_access(principal, volume_id, row)
         self._remember(volume_id, entry.revision, row)
         return entry.revision, row
 
-    def _check_access(self, principal: Principal, volume_id: bytes, row: Row) -> None:
-        """Let only the owner go on. Others are not told that there is such a volume."""
+    async def _check_access(self, principal: Principal, volume_id: bytes, row: Row) -> None:
+        """Let only the owner go on, or a service whose policy names the volume. Others are not told that there is one."""
+        if row.owner.startswith("policy:"):
+            if principal.policy and self._access is not None:
+                try:
+                    access = await self._access(principal, volume_id)
+                except AccessDeniedError:
+                    raise unknown(volume_id) from None
+                _check_usable(access)
+                if row.owner == f"policy:{access.policy}":
+                    return
+            raise unknown(volume_id)
         if not principal.is_owner(row.owner):
             raise unknown(volume_id)
 
@@ -285,7 +333,7 @@ class Volumes:
         if known is not None:
             revision, row = known
             try:
-                self._check_access(principal, volume_id, row)
+                await self._check_access(principal, volume_id, row)
                 changed = rule(row.state)
             except FspfError:
                 pass  # somebody else may have changed it: the store says what is
@@ -367,12 +415,24 @@ def unpack_row(value: bytes) -> Row:
     return Row(name.decode("utf-8", "surrogateescape"), owner, wrapped, state)
 
 
+def _check_usable(access: VolumeAccess) -> None:
+    """Refuse what this server cannot do yet.
+
+    Raises:
+        AccessDeniedError: It is a main volume, one with an initial state, or one whose writes are to be dropped.
+    """
+    if access.main or access.initial_tag is not None or access.update_policy is UpdatePolicy.EPHEMERAL:
+        raise AccessDeniedError(
+            f"volume {access.local_name}: main volumes, initial tags and ephemeral volumes are for `fspf run`, which this version lacks"
+        )
+
+
 def _key(volume_id: bytes) -> str:
     return f"volume/{volume_id.hex()}"
 
 
 def _index_prefix(owner: str) -> str:
-    return f"volume-of/{quote(owner, safe='')}/"
+    return f"volume-of/{hashlib.sha256(owner.encode()).hexdigest()[:32]}/"
 
 
 def _puts(volume_id: bytes, row: Row) -> list[Put]:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
 
+    from fspf.cas.home import Home
     from fspf.cli.console import Console
+    from fspf.core.keys import SecretKey
 
 _DIRECTORY: Final = "directory of the server"
 
@@ -49,6 +51,16 @@ def add_actions(actions: Any) -> list[argparse.ArgumentParser]:
         choices=("keyfile", "passphrase"),
         default="keyfile",
         help="what unlocks the master key (default: a key file in DIRECTORY)",
+    )
+    init.add_argument(
+        "--tpm", metavar="TCTI", help="have a counter in this TPM show an older store, such as device:/dev/tpmrm0"
+    )
+    init.add_argument(
+        "--tpm-window",
+        metavar="SECONDS",
+        type=float,
+        default=0.0,
+        help="how long changes may be answered without it (default: never)",
     )
     init.add_argument("--new-passphrase-file", metavar="FILE", help="first line of FILE is the new passphrase")
     init.add_argument("--new-passphrase-fd", metavar="N", type=descriptor, help="read it from descriptor N")
@@ -100,6 +112,9 @@ def _init(args: Namespace, console: Console) -> int:
         certificate=args.certificate,
         private_key=args.private_key,
         passphrase=passphrase,
+        tpm=args.tpm,
+        window_s=args.tpm_window,
+        prepare=_make_store,
     )
     document = {
         "directory": home.directory,
@@ -113,6 +128,18 @@ def _init(args: Namespace, console: Console) -> int:
     console.line(f"key hash: {home.key_hash}")
     console.note(f"clients get to know it with: fspf cas attest https://HOST:PORT --key-hash {home.key_hash}")
     return 0
+
+
+def _make_store(home: Home, master: SecretKey) -> None:
+    import asyncio
+
+    from fspf.cas.assembly import open_sealed
+
+    async def make() -> None:
+        store = await open_sealed(home, master, create=True)
+        await store.close()
+
+    asyncio.run(make())
 
 
 def _new_passphrase(args: Namespace) -> bytes:
@@ -131,7 +158,8 @@ def _serve(args: Namespace, console: Console) -> int:
         from fspf.cas import server
     except ImportError as exc:
         raise UsageError(f"{exc.name} is not installed: a CAS server needs pip install 'fspf[cas-server]'") from None
-    from fspf.cas.stores import open_store
+
+    from fspf.volume.holder import this_process
 
     server.log_to_stderr(debug=args.debug)
     home = open_home(args.directory)
@@ -142,7 +170,7 @@ def _serve(args: Namespace, console: Console) -> int:
         console.line(f"serving at {url}")
         console.flush()
 
-    server.run(home, master, open_store=open_store, listen=args.listen, on_live=on_live)
+    server.run(home, master, holder=this_process("fspf cas serve"), listen=args.listen, on_live=on_live)
     return 0
 
 

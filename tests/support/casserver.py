@@ -20,10 +20,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from fspf.cas.assembly import World
 from fspf.cas.client import Evidence, RemoteCas, key_holder
 from fspf.cas.connection import Address
 from fspf.cas.home import Home, make_home
-from fspf.cas.server import World, listen_on, serve
+from fspf.cas.server import listen_on, serve
 from fspf.cas.store import Store
 from fspf.core.keys import SecretKey
 
@@ -51,15 +52,13 @@ def thread_server(directory: Path, store: Store, world: World) -> Iterator[Threa
     stop = asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 
-    async def open_store(_url: str, _master: SecretKey) -> Store:
+    async def opened(_home: Home, _master: SecretKey) -> Store:
         loops.append(asyncio.get_running_loop())
         return store
 
     def run() -> None:
         try:
-            asyncio.run(
-                serve(home, home.unlock(), open_store=open_store, sock=sock, on_live=live.set, stop=stop, world=world)
-            )
+            asyncio.run(serve(home, home.unlock(), opened=opened, sock=sock, on_live=live.set, stop=stop, world=world))
         except BaseException as exc:  # noqa: BLE001 - shown by the main thread
             failures.append(exc)
         finally:

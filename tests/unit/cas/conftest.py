@@ -10,9 +10,10 @@ from typing import Final
 
 import pytest
 
-from fspf.cas import EmbeddedCas, server
+from fspf.cas import EmbeddedCas, assembly
 from fspf.cas.client import RemoteCas
 from fspf.core.anchor import Anchor, Cas, Holder
+from fspf.volume.holder import this_process
 from tests.support.casserver import thread_server
 from tests.support.memstore import MemoryStore
 
@@ -68,7 +69,9 @@ def open_embedded(cas_path: str, world: World) -> Iterator[OpenEmbedded]:
 @pytest.fixture
 def remote(scratch: Path, world: World) -> Iterator[RemoteCas]:
     """A client of a server over TLS, whose store is in memory."""
-    with thread_server(scratch, MemoryStore(), server.World(world.clock, world.is_gone)) as running:
+    with thread_server(
+        scratch, MemoryStore(), assembly.World(this_process("test"), world.clock, world.is_gone)
+    ) as running:
         client = running.client()
         yield client
         client.close()
