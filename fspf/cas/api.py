@@ -68,6 +68,7 @@ _HOLDER: Final = _object(
         "pid_start": _integer("When the process began: proc(5), stat, field 22"),
         "pid_namespace": _integer("Inode of its pid namespace"),
         "label": _text(256, description="For people"),
+        "opening": _integer("Random, of one try to get a lease", 0, (1 << 53) - 1),
     }
 )
 _EPOCH: Final = _integer("Number of a lease; never repeats", 0, (1 << 32) - 1)

@@ -66,6 +66,7 @@ def holder_members(holder: Holder) -> Members:
         "pid_start": holder.pid_start,
         "pid_namespace": holder.pid_namespace,
         "label": holder.label,
+        "opening": holder.opening,
     }
 
 
@@ -80,6 +81,7 @@ def to_holder(members: Members) -> Holder:
         pid_start=members["pid_start"],
         pid_namespace=members["pid_namespace"],
         label=members["label"],
+        opening=members["opening"],
     )
 
 

@@ -190,6 +190,7 @@ class _Layout:
 
     path = "model"
     log_is_ready = True
+    log_descriptor = None
 
     def read_header(self) -> tuple[Any, bytes]:
         return SimpleNamespace(volume_id=VOLUME_ID), b""
@@ -357,7 +358,7 @@ class _Commits(Commits):
         self._intend = lambda _inos: nothing if run.failed else intended
         self._fail = run.fail
         self._cas_timeout_s = TIMEOUT_S
-        self._keeper = None
+        self._keeper = self._lender = self._lent = None  # no embedded CAS, no data plane
         self._last_number = 0
         self._log_key = nothing
         self._log_refused = False
