@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from fspf.cas.embedded import EmbeddedCas
 from fspf.cas.locate import ENVIRONMENT, Pin, open_cas, parse_url
-from fspf.cas.portable import TAKEOVER_ADVICE, change_passphrase, export_records, import_records
+from fspf.cas.portable import TAKEOVER_ADVICE, can_change_passphrase, change_passphrase, export_records, import_records
 
 __all__ = [
     "ENVIRONMENT",
     "TAKEOVER_ADVICE",
     "EmbeddedCas",
     "Pin",
+    "can_change_passphrase",
     "change_passphrase",
     "export_records",
     "import_records",

@@ -17,12 +17,13 @@ from fspf.core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fspf.cas.client import RemoteCas
+    from fspf.cas.client import RemoteCas, Service
     from fspf.core.anchor import Cas
 
 ENVIRONMENT: Final = "FSPF_CAS"
 KEY_HASH_ENVIRONMENT: Final = "FSPF_CAS_KEY_HASH"
 IDENTITY_ENVIRONMENT: Final = "FSPF_CAS_IDENTITY"
+SERVICE_ENVIRONMENT: Final = "FSPF_CAS_SERVICE"
 _SQLITE: Final = "sqlite://"
 _HTTPS: Final = "https://"
 
@@ -33,6 +34,7 @@ class Pin:
 
     key_hash: str | None = None
     identity: str | None = None  # path of an identity file
+    service: str | None = None  # POLICY#SERVICE or POLICY#SERVICE#INSTANCE
 
 
 def parse_url(url: str) -> str:
@@ -116,4 +118,15 @@ def open_server(url: str, pin: Pin) -> RemoteCas:
     identity = pin.identity or os.environ.get(IDENTITY_ENVIRONMENT) or (known.identity if known is not None else "")
     kinds, options = wanted(os.environ, read_identity(identity) if identity else None)
     evidence = partial(make_evidence, kinds, options=options) if kinds else None
-    return RemoteCas(Address(address.hosts, key_hash), evidence)
+    service = pin.service or os.environ.get(SERVICE_ENVIRONMENT) or ""
+    return RemoteCas(Address(address.hosts, key_hash), evidence, _service(service) if service else None)
+
+
+def _service(text: str) -> Service:
+    from fspf.cas.client import Service
+
+    policy, _, rest = text.partition("#")
+    name, _, instance = rest.partition("#")
+    if not policy or not name:
+        raise UsageError(f"a service is named by POLICY#SERVICE or POLICY#SERVICE#INSTANCE, not {text!r}")
+    return Service(policy, name, instance)

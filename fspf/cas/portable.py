@@ -54,6 +54,11 @@ class LockedCas(Protocol):
         """Lock with *new*, or (None) with a key file."""
 
 
+def can_change_passphrase(cas: Cas) -> bool:
+    """Tell whether *cas* has a passphrase of its own."""
+    return isinstance(cas, LockedCas)
+
+
 def change_passphrase(cas: Cas, new: bytes | None) -> None:
     """Lock *cas* with the passphrase *new*, or (None) with a fresh key file beside it; only the master key is wrapped anew.
 

@@ -21,6 +21,7 @@ import uvloop
 
 from fspf.cas.application import Application
 from fspf.cas.assembly import OpenStore, World, open_sealed, service_of
+from fspf.cas.connections import Book, GuardedProtocol, Limits
 from fspf.cas.home import CERTIFICATE, PRIVATE_KEY, Home, parse_listen
 from fspf.cas.service import Service
 from fspf.core.anchor import Holder
@@ -78,10 +79,16 @@ def listen_on(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """uvicorn, which tells when it serves and when it stops."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, on_live: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, on_live: Callable[[], None], sock: socket.socket, limits: Limits
+    ) -> None:
         super().__init__(config)
+        self.servers = []  # connections are accepted by us
         self._service = service
         self._on_live = on_live
+        self._sock = sock
+        self._book = Book(limits, service.metrics)
+        self._accepting: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -90,13 +97,26 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve."""
-        await super().startup(sockets=sockets)
+        protocol_class: type[GuardedProtocol] = type("Protocol", (GuardedProtocol,), {"book": self._book})
+
+        def protocol() -> GuardedProtocol:
+            return protocol_class(config=self.config, server_state=self.server_state, app_state={})
+
+        assert self.config.ssl is not None
+        self._accepting = asyncio.create_task(self._book.accept(self._sock, protocol, self.config.ssl))
+        self.started = True
         self._on_live()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what was begun."""
         self._service.stopping = True
         log.info("stopping")
+        if self._accepting is not None:
+            self._accepting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._accepting
+        self._sock.close()
+        self._book.end()
         await super().shutdown(sockets=sockets)
 
 
@@ -109,6 +129,7 @@ async def serve(
     on_live: Callable[[], None],
     stop: asyncio.Event,
     world: World,
+    limits: Limits = Limits(),  # noqa: B008 - a frozen value
 ) -> None:
     """Serve until *stop* is set.
 
@@ -134,11 +155,11 @@ async def serve(
         )
         config.load()
         config.ssl = tls_context(home.path(CERTIFICATE), home.path(PRIVATE_KEY))
-        server = _Server(config, service, on_live)
+        server = _Server(config, service, on_live, sock, limits)
         async with asyncio.TaskGroup() as tasks:
             upkeep = tasks.create_task(_keep_up(service))
             follow = tasks.create_task(_follow(stop, server))
-            await server.serve(sockets=[sock])
+            await server.serve(sockets=[])
             upkeep.cancel()
             follow.cancel()
     log.info("stopped")

@@ -40,6 +40,13 @@ def add_volume_options(parser: argparse.ArgumentParser) -> None:
         type=_freshness,
         help="strict (default), bounded:500ms, bounded:500ms,64 (milliseconds, commits), or none",
     )
+    add(
+        "--id",
+        dest="volume_id",
+        metavar="HEX",
+        type=_volume_id,
+        help="the id that a policy gave the volume: 32 hex digits",
+    )
     add("--chunk-size", metavar="BYTES", type=int, help="unit of content: a power of two from 4096 (default) to 65536")
     add(
         "--segment-slots",
@@ -47,6 +54,13 @@ def add_volume_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="chunks per file on the host: a power of two from 64 to 1048576 (default 16384)",
     )
+
+
+def _volume_id(text: str) -> bytes:
+    if len(text) != 32 or set(text) - set("0123456789abcdef"):
+        message = f"the id of a volume has 32 hex digits in lower case, unlike {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return bytes.fromhex(text)
 
 
 def _freshness(text: str) -> Freshness:
@@ -80,6 +94,8 @@ def volume_settings(args: Namespace) -> dict[str, Any]:
             message = f"--{name.replace('_', '-')} is a power of two from {low} to {high}, not {value}"
             raise UsageError(message)
         settings[name] = value
+    if args.volume_id is not None:
+        settings["volume_id"] = args.volume_id
     if args.freshness is not None:
         settings["freshness"] = args.freshness
     return settings

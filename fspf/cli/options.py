@@ -28,6 +28,7 @@ DEFAULTS: Final[dict[str, Any]] = {
     "cas": None,
     "cas_key_hash": None,
     "cas_identity": None,
+    "cas_service": None,
     "as_json": False,
     "quiet": False,
     "debug": False,
@@ -57,6 +58,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         default=argparse.SUPPRESS,
         help="the key with which a CAS server knows you (default: $FSPF_CAS_IDENTITY, else as remembered)",
+    )
+    add(
+        "--cas-service",
+        metavar="POLICY#SERVICE",
+        default=argparse.SUPPRESS,
+        help="attest to a CAS server as this service; #INSTANCE may follow (default: $FSPF_CAS_SERVICE, else as yourself)",
     )
     add(
         "--json",
@@ -192,7 +199,7 @@ def pin_of(args: argparse.Namespace) -> Pin:
     """Return how the user recognises a CAS server, and who the user is there."""
     from fspf.cas import Pin
 
-    return Pin(args.cas_key_hash, args.cas_identity)
+    return Pin(args.cas_key_hash, args.cas_identity, args.cas_service)
 
 
 @contextmanager

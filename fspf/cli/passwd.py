@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fspf.cli.options import ask_passphrase, connected, descriptor, read_passphrase
-from fspf.core.errors import WrongKeyError
+from fspf.core.errors import UsageError, WrongKeyError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -35,9 +35,11 @@ def add_parser(commands: Any) -> None:
 
 def run(args: Namespace, console: Console) -> int:
     """Change it."""
-    from fspf.cas import change_passphrase
+    from fspf.cas import can_change_passphrase, change_passphrase
 
     with connected(args) as cas:
+        if not can_change_passphrase(cas):
+            raise UsageError(f"{cas.url} is a CAS server: what unlocks it is its operator's business")
         new = None if args.remove else _new_passphrase(args)
         change_passphrase(cas, new)
         url = cas.url

@@ -94,7 +94,13 @@ def add_actions(actions: Any) -> list[argparse.ArgumentParser]:
         description="Make an identity file with a new Ed25519 key, or show the id of the key that is there.",
     )
     identity.add_argument("file", metavar="FILE", type=nonempty, help="PEM, for its owner only")
-    return [init, serve, attest, status, identity]
+
+    configuration = actions.add_parser(
+        "configuration",
+        help="fetch the configuration of an attested service",
+        description="Attest as --cas-service says, and write the service's configuration to stdout as JSON, with its secrets.",
+    )
+    return [init, serve, attest, status, identity, configuration]
 
 
 # -- for who runs one
@@ -240,10 +246,26 @@ def _identity(args: Namespace, console: Console) -> int:
     return 0
 
 
+def _configuration(args: Namespace, console: Console) -> int:
+    import json
+
+    from fspf.cas import ENVIRONMENT
+    from fspf.cas.locate import open_server
+
+    url = args.cas or os.environ.get(ENVIRONMENT) or ""
+    if not url.startswith("https://"):
+        raise UsageError("which server? Name it with --cas https://HOST:PORT")
+    with closing(open_server(url, pin_of(args))) as cas:
+        document = cas.call("POST", "/v1/configuration", {})
+    console.write(json.dumps(document).encode("ascii") + b"\n")
+    return 0
+
+
 ACTIONS: Final[dict[str, Callable[[Namespace, Console], int]]] = {
     "init": _init,
     "serve": _serve,
     "attest": _attest,
     "status": _status,
     "identity": _identity,
+    "configuration": _configuration,
 }

@@ -130,6 +130,7 @@ class Volume(Files):
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         max_bytes: int = 0,
         cas_timeout_s: float = CAS_TIMEOUT_S,
+        volume_id: bytes | None = None,
     ) -> Self:
         """Make an empty volume and return it open for writing.
 
@@ -139,6 +140,7 @@ class Volume(Files):
             chunk_size: Bytes, a power of two from 4096 to 65536.
             segment_slots: Chunks per segment file, a power of two from 64 to 2**20.
             label: Says in the lease who writes.
+            volume_id: 16 bytes, where a policy gave the volume its id; otherwise one is made.
             commit_interval: Seconds between automatic commits; None for none.
             max_bytes: Quota, 0 = none.
 
@@ -148,7 +150,7 @@ class Volume(Files):
             OSError: The host cannot make the files.
         """
         layout = Layout(path)
-        header = Header(os.urandom(VOLUME_ID_LEN), chunk_size, segment_slots)
+        header = Header(volume_id or os.urandom(VOLUME_ID_LEN), chunk_size, segment_slots)
         header_bytes = header.pack()
         made_directory = not layout.path.exists()
         try:
