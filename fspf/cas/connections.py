@@ -67,11 +67,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             self.book.used(self)
             super().data_received(data)
-            if self._in_head and self._head_bytes > MAX_HEAD:
+            if self._expects_head() and self._head_bytes > MAX_HEAD:
                 self.book.metrics.refused_connections.labels("head").inc()
                 self.transport.abort()
             return
         super().data_received(data)
+
+    def _expects_head(self) -> bool:
+        return self._in_head
 
     def on_headers_complete(self) -> None:
         self._in_head = False
