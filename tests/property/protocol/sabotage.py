@@ -92,6 +92,25 @@ def store_may_be_of_an_unclean_stop() -> Patch:
     return mock.patch.object(world, "may_serve", lambda kept, outside: kept.counter == outside)
 
 
+def statement_is_for_any_epoch() -> Patch:
+    original = rules.restore
+
+    def restore(state: State, old: Anchor, _epoch: int, **given: Any) -> State:
+        return original(state, old, state.epoch + 1, **given)
+
+    return _rule("restore", restore)
+
+
+def statement_leaves_the_epoch() -> Patch:
+    """Restore, and let what was written in the last epoch be adopted as before."""
+    original = rules.restore
+
+    def restore(state: State, old: Anchor, epoch: int, **given: Any) -> State:
+        return replace(original(state, old, epoch, **given), epoch=state.epoch)
+
+    return _rule("restore", restore)
+
+
 def _choice(accepts: Callable[[Any, Anchor, int], bool]) -> Patch:
     original = freshness_module.choose_root
 
@@ -193,6 +212,8 @@ SABOTAGES: Final = (
     Sabotage(put_without_compare, "strict", ""),
     Sabotage(store_may_be_old, "rollback", ""),
     Sabotage(store_may_be_of_an_unclean_stop, "rollback", ""),
+    Sabotage(statement_is_for_any_epoch, "restore", "statement"),
+    Sabotage(statement_leaves_the_epoch, "restore", "does not use up"),
     Sabotage(any_epoch_is_adopted, "bounded", "which"),
     Sabotage(tag_is_not_compared, "strict", ""),
     Sabotage(newest_of_the_epoch_is_enough, "strict", "which does not have what was acknowledged"),

@@ -29,6 +29,9 @@ SETTINGS: Final = {
     "rollback, bounded": Setting(clients=2, places=2, processes=1, sqlite=True, freshness=_BOUNDED),
     # The owner changes the mode while others write.
     "modes": Setting(clients=2, places=2, processes=2, modes_change=True),
+    # A board lets older states in, with statements that are used late and more than once.
+    "restore": Setting(clients=2, places=2, processes=2, restores=True),
+    "restore, bounded": Setting(clients=2, places=2, processes=2, restores=True, freshness=_BOUNDED),
     # One process opens two copies of one volume.
     "one process": Setting(clients=2, places=2, processes=2, one_process=True),
 }

@@ -110,9 +110,15 @@ class Lineage:
 
     def __init__(self) -> None:
         self._of: dict[bytes, tuple[bytes, int]] = {}  # tag -> tag before, generation
+        self._epochs: dict[bytes, int] = {}
 
     def add(self, record: Record) -> None:
         self._of[record.tag] = (record.previous_tag, record.generation)
+        self._epochs[record.tag] = record.epoch
+
+    def epoch_of(self, tag: bytes) -> int:
+        """Return the epoch in which a state was written."""
+        return self._epochs[tag]
 
     def holds(self, older: bytes, newer: bytes) -> bool:
         """Tell whether the state *newer* has all that *older* has."""

@@ -20,6 +20,7 @@ WEIGHTS: Final = {
     "hear": 30, "go on": 30, "serve": 30, "deliver": 30, "start": 12, "anchor": 10, "start cas": 10, "renew": 1,
     "timeout": 1, "kill": 0.7, "lose": 0.5, "time": 0.8, "jump": 0.3, "stop cas": 0.4, "recover cas": 3, "save store": 1,
     "copy disk": 1, "save disk": 0.7, "put back": 0.7, "mode": 0.2,
+    "sign": 0.3, "restore": 0.5,
 }  # fmt: skip
 _RARE: Final = {"lost": 0.05, "done": 0.1}  # faults of the store, against ordinary serving
 _SAY: Final = 60  # last steps of a way that broke a promise

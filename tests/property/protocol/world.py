@@ -53,6 +53,7 @@ class Setting:
     atomic: bool = False  # the CAS does a request in one step
     sqlite: bool = False  # the store may be rolled back when the CAS is down; one process
     modes_change: bool = False
+    restores: bool = False  # statements of a board, which let an older state be the newest again
     kills: int = -1
     timeouts: int = -1
     duplicates: int = -1
@@ -79,6 +80,7 @@ class Activity:
     session: Session | None = None
     failed: bool = False
     known: bytes = b""  # what had been acknowledged when it began
+    wave: int = 0  # how many statements had had their effect then
     argument: Anchor | None = None
 
 
@@ -196,6 +198,9 @@ class World:
         self.acked = tag  # newest state that a CAS-backed promise was made for
         self.durable = tag  # newest state for which an fsync returned, in whatever mode
         self.granted: dict[int, Anchor] = {1: anchor_of(first)}
+        self.past: tuple[Anchor, ...] = ()  # anchors that were
+        self.statements: tuple[tuple[Anchor, int], ...] = ()  # state and epoch, signed
+        self.restored: tuple[tuple[Anchor, int], ...] = ()  # those that have had their effect
         self.users: dict[int, tuple[int, int, int]] = {}  # epoch -> who writes under it
         self.budget = {
             name: getattr(setting, name)
@@ -219,7 +224,7 @@ class World:
         return (
             self.kept, self.outside, self.saved_stores, tuple(process.key() for process in self.processes), tuple(self.disks),
             self.saved_disks, tuple(client.key() for client in self.clients), frozenset(self.requests), frozenset(self.replies),
-            self.now_s, self.acked, self.durable, tuple(self.granted.items()), tuple(self.users.items()), tuple(self.budget.values()),
+            self.now_s, self.acked, self.durable, self.past, self.statements, self.restored, tuple(self.granted.items()), tuple(self.users.items()), tuple(self.budget.values()),
         )  # fmt: skip
 
     def _spend(self, name: str) -> None:
@@ -330,6 +335,12 @@ class World:
                     )
         if self.setting.sqlite and left["store"] and self.kept not in self.saved_stores:
             yield ("save store",)
+        if self.setting.restores:
+            for old in self.past:
+                if (old, self.kept.state.epoch + 1) not in self.statements:
+                    yield ("sign", old)
+            for statement in self.statements:
+                yield ("restore", statement)
         if self.setting.modes_change:
             for freshness in (Freshness.strict(), Freshness.bounded(500, 2), Freshness.none()):
                 if freshness != self.kept.state.freshness:
@@ -356,16 +367,22 @@ class World:
             self._spend("reads")
         elif what in {"commit", "fsync", "fsync with segments"}:
             self._spend("commits")
-        activity = Activity(what, (), session=client.session, failed=client.failed, known=self.acked)
+        activity = Activity(
+            what, (), session=client.session, failed=client.failed, known=self.acked, wave=len(self.restored)
+        )
         self._run(client, "main", activity)
 
     def _renew(self, number: int) -> None:
         client = self.clients[number]
-        self._run(client, "renewing", Activity("renew", (), session=client.session, known=self.acked))
+        self._run(
+            client, "renewing", Activity("renew", (), session=client.session, known=self.acked, wave=len(self.restored))
+        )
 
     def _anchor(self, number: int) -> None:
         client = self.clients[number]
-        activity = Activity("anchor", (), session=client.session, known=self.acked, argument=client.pending[-1])
+        activity = Activity(
+            "anchor", (), session=client.session, known=self.acked, wave=len(self.restored), argument=client.pending[-1]
+        )
         self._run(client, "anchoring", activity)
 
     def _timeout(self, number: int, slot: str) -> None:
@@ -485,11 +502,12 @@ class World:
         if activity.what == "open":
             if ended:
                 opening, lease = value
-                self._check_opened(client, opening.head, opening.record.freshness, activity.known, lease.epoch)
+                self._check_opened(client, opening.head, opening.record.freshness, self._known(activity), lease.epoch)
                 client.session = Session.begun(opening, lease, float(self.now_s))
         elif activity.what == "read":
             if ended:
-                self._check_read(value.head, value.record.anchor, value.record.freshness, activity.known)
+                self._check_restored(value.head, value.record.epoch)
+                self._check_read(value.head, value.record.anchor, value.record.freshness, self._known(activity))
         elif activity.what == "release":
             self._end(client)
         elif activity.what == "renew":
@@ -505,6 +523,10 @@ class World:
             if activity.what == "close":
                 self._run(client, slot, Activity("release", (), session=client.session))
 
+    def _known(self, activity: Activity) -> bytes:
+        """Return what had been acknowledged when it began; nothing if a statement has let an older state in since."""
+        return activity.known if activity.wave == len(self.restored) else b""
+
     def _anchored(self, client: Client, activity: Activity, value: Session | None, error: FspfError | None) -> None:
         """Do what `Commits._anchor_loop` does when an anchor has arrived, or not."""
         if client.session is None:
@@ -514,7 +536,7 @@ class World:
             client.session = replace(client.session, anchor=value.anchor, contact=value.contact)
             done = activity.argument.generation
             client.pending = tuple(anchor for anchor in client.pending if anchor.generation > done)
-            if is_protected(client.session.freshness):
+            if is_protected(client.session.freshness) and activity.wave == len(self.restored):
                 self._note_ack(value.anchor.root_tag, "anchored")
             return
         assert error is not None
@@ -601,6 +623,8 @@ class World:
         if not self.compares(revision):
             return False
         self._check_change(self.kept.state, after, now_ns)
+        if self.setting.restores and after.anchor != self.kept.state.anchor:
+            self.past = (*self.past[-3:], self.kept.state.anchor)
         self.kept = replace(self.kept, state=after, revision=self.kept.revision + 1)
         return True
 
@@ -693,6 +717,30 @@ class World:
             self.kept, state=rules.set_freshness(self.kept.state, freshness), revision=self.kept.revision + 1
         )
 
+    def _sign(self, old: Anchor) -> None:
+        """Let the board agree to *old*, for the epoch that is the next one now. When it is used is another matter."""
+        self.statements = (*self.statements[-2:], (old, self.kept.state.epoch + 1))
+
+    def _restore(self, statement: tuple[Anchor, int]) -> None:
+        old, epoch = statement
+        now_ns = self._now_ns(self.processes[0])
+        try:
+            after = rules.restore(self.kept.state, old, epoch, now_ns=now_ns, is_gone=lambda _: False)
+        except FspfError:
+            self.count["a statement refused"] += 1
+            return
+        if statement in self.restored:
+            self._violated(f"the statement for {old}, epoch {epoch}, has its effect twice")
+        if epoch in self.granted or after.epoch != epoch:
+            self._violated(f"the statement for {old} does not use up epoch {epoch}")
+        if after.lease is not None:
+            self._violated("a statement leaves a lease")
+        self.count["restored"] += 1
+        self.granted[epoch] = old
+        self.restored = (*self.restored, statement)
+        self.acked = self.durable = old.root_tag
+        self.kept = replace(self.kept, state=after, revision=self.kept.revision + 1)
+
     # -- what must hold
 
     def _violated(self, text: str) -> None:
@@ -733,22 +781,30 @@ class World:
         writer = (client.number, client.incarnation, client.openings)
         if self.users.setdefault(epoch, writer) != writer:
             self._violated(f"{self.users[epoch]} and {writer} both write under epoch {epoch}")
+        self._check_restored(head, epoch)
         if self.granted.get(epoch) != head:
             self._violated(f"epoch {epoch} was granted on {self.granted.get(epoch)}, its writer opened {head}")
         if (
             is_protected(freshness)
             and self.setting.modes_change is False
+            and known
             and not self.lineage.holds(known, head.root_tag)
         ):
             self._violated(f"opened {head}, which does not have what was acknowledged")
         if self.setting.clients == 1 and not self.setting.disk and not self.lineage.holds(self.durable, head.root_tag):
             self._violated(f"opened {head}, which does not have what was durable on an honest disk")
 
+    def _check_restored(self, head: Anchor, epoch: int) -> None:
+        """Check that of what was before a statement its state is let in, and no other."""
+        before = [(old, used) for old, used in self.restored if used <= epoch]
+        if before and head != before[-1][0] and self.lineage.epoch_of(head.root_tag) <= before[-1][1]:
+            self._violated(f"opened {head}, which is another state than that of the statement, {before[-1][0]}")
+
     def _check_read(self, head: Anchor, anchor: Anchor, freshness: Freshness, known: bytes) -> None:
         if not is_protected(freshness) or self.setting.modes_change:
             return
         for tag in (known, anchor.root_tag):
-            if not self.lineage.holds(tag, head.root_tag):
+            if tag and not self.lineage.holds(tag, head.root_tag):
                 self._violated(f"opened {head} for reading, which does not have what was acknowledged")
 
     def _check_promise(self, client: Client, activity: Activity, session: Session) -> None:
@@ -756,7 +812,8 @@ class World:
         if session.freshness.mode is FreshnessMode.STRICT or (
             activity.what == "close" and session.freshness.mode is FreshnessMode.BOUNDED
         ):
-            self._note_ack(session.root_tag, "acknowledged")
+            if activity.wave == len(self.restored):  # else it was true when the CAS said it, and is taken back since
+                self._note_ack(session.root_tag, "acknowledged")
             self.count["acknowledged"] += 1
         if self.setting.clients == 1:
             self.durable = session.root_tag
@@ -824,6 +881,8 @@ _DO: Final[dict[str, Any]] = {
     "save disk": World._save_disk,
     "put back": World._put_back,
     "mode": World._mode,
+    "sign": World._sign,
+    "restore": World._restore,
 }
 
 __all__ = ("Holder", "Setting", "Step", "ViolationError", "World", "may_serve")
