@@ -55,6 +55,8 @@ class Application:
         extra: list[tuple[bytes, bytes]] = []
         content_type = _JSON
         try:
+            if scope["http_version"] not in {"1.0", "1.1"}:
+                raise NotHereError(505, "HTTP/1.1 is expected")
             route, path, handler = self._table.find(scope["method"], scope["raw_path"])
             headers = _headers(scope["headers"])
             body = await _body(route, headers, receive)

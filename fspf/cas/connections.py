@@ -30,13 +30,14 @@ class Limits:
     Attributes:
         handshakes: Connections that have not finished TLS; the oldest goes when one more comes.
         connections: Connections that have; the one that was idle longest goes when one more comes.
-        handshake_s, head_s: How long TLS and the head of a request may take.
+        handshake_s, head_s, goodbye_s: How long TLS, the head of a request and the end of TLS may take.
     """
 
     handshakes: int = 512
     connections: int = 8192
     handshake_s: float = 5.0
     head_s: float = 10.0
+    goodbye_s: float = 1.0
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -67,14 +68,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             self.book.used(self)
             super().data_received(data)
-            if self._expects_head() and self._head_bytes > MAX_HEAD:
+            if self._head_bytes > MAX_HEAD and self._is_in_head():
                 self.book.metrics.refused_connections.labels("head").inc()
                 self.transport.abort()
             return
         super().data_received(data)
-
-    def _expects_head(self) -> bool:
-        return self._in_head
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -88,6 +86,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._in_head, self._head_bytes = True, 0
         super().on_response_complete()
+
+    def _is_in_head(self) -> bool:
+        return self._in_head
 
     @property
     def is_idle(self) -> bool:
@@ -171,11 +172,16 @@ class Book:
         try:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.connect_accepted_socket(
-                protocol, peer, ssl=context, ssl_handshake_timeout=self.limits.handshake_s
+                protocol,
+                peer,
+                ssl=context,
+                ssl_handshake_timeout=self.limits.handshake_s,
+                ssl_shutdown_timeout=self.limits.goodbye_s,
             )
         except (OSError, ssl.SSLError) as exc:
             self.metrics.refused_connections.labels("tls").inc()
-            log.info("no TLS 1.3", extra={"reason": str(exc)[:200]})
+            level = logging.INFO if isinstance(exc, ssl.SSLError) else logging.DEBUG  # silence is nothing to tell of
+            log.log(level, "no TLS 1.3", extra={"reason": str(exc)[:200]})
             with suppress(OSError):
                 peer.close()
 
