@@ -122,7 +122,7 @@ class Application:
             level = logging.INFO if isinstance(exc, UnauthenticatedError) and exc.usual else logging.WARNING
             more = {"operation": operation, "reason": str(exc), "peer": _peer(scope), "status": status}
             log.log(level, "refused", extra=more)
-        elif status >= 500:
+        elif status == 500:
             log.error("an error that has no status", exc_info=exc)
         return status, _dump(problem(exc)), MEDIA_TYPE.encode()
 
