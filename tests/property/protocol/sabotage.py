@@ -88,8 +88,12 @@ def store_may_be_old() -> Patch:
     return mock.patch.object(world, "may_serve", return_value=True)
 
 
-def store_may_be_of_an_unclean_stop() -> Patch:
-    return mock.patch.object(world, "may_serve", lambda kept, outside: kept.counter == outside)
+def answered_before_the_counter() -> Patch:
+    return mock.patch.object(world.World, "count_outside")
+
+
+def start_moves_on_by_one() -> Patch:
+    return mock.patch.object(world, "first_answered", lambda kept, outside: max(kept.counter, outside + 1))
 
 
 def statement_is_for_any_epoch() -> Patch:
@@ -211,7 +215,8 @@ SABOTAGES: Final = (
     Sabotage(release_ends_anybodys_lease, "shared", "the only writer turned read-only"),
     Sabotage(put_without_compare, "strict", ""),
     Sabotage(store_may_be_old, "rollback", ""),
-    Sabotage(store_may_be_of_an_unclean_stop, "rollback", ""),
+    Sabotage(answered_before_the_counter, "rollback", ""),
+    Sabotage(start_moves_on_by_one, "rollback", ""),
     Sabotage(statement_is_for_any_epoch, "restore", "statement"),
     Sabotage(statement_leaves_the_epoch, "restore", "does not use up"),
     Sabotage(any_epoch_is_adopted, "bounded", "which"),

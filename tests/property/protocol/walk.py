@@ -18,7 +18,7 @@ from tests.property.protocol.world import Setting, Step, ViolationError, World
 # How often each kind of step is chosen, if it may happen. Progress is likely; or nothing would ever be acknowledged.
 WEIGHTS: Final = {
     "hear": 30, "go on": 30, "serve": 30, "deliver": 30, "start": 12, "anchor": 10, "start cas": 10, "renew": 1,
-    "timeout": 1, "kill": 0.7, "lose": 0.5, "time": 0.8, "jump": 0.3, "stop cas": 0.4, "recover cas": 3, "save store": 1,
+    "timeout": 1, "kill": 0.7, "lose": 0.5, "time": 0.8, "jump": 0.3, "stop cas": 0.4, "recover cas": 0.5, "half start": 1, "stop within": 2, "save store": 1,
     "copy disk": 1, "save disk": 0.7, "put back": 0.7, "mode": 0.2,
     "sign": 0.3, "restore": 0.5,
 }  # fmt: skip

@@ -109,12 +109,11 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What the CAS's store holds; `counter` and `clean` are for the check against rollback."""
+    """What the CAS's store holds; `counter` is compared with one outside, see `fspf.cas.counter`."""
 
     state: State
     revision: int = 1
     counter: int = 1
-    clean: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +141,13 @@ class Process:
 
 
 def may_serve(kept: Kept, outside: int) -> bool:
-    """Decide whether a CAS starts with this store: it is the one that the counter outside knows, and was closed in order."""
-    return kept.clean and kept.counter == outside
+    """Decide whether a CAS starts with this store: the rule of `fspf.cas.counter`."""
+    return kept.counter in {outside, outside + 1}
+
+
+def first_answered(kept: Kept, outside: int) -> int:
+    """Return what the counters must reach after a start before anything is answered."""
+    return max(kept.counter + 1, outside + 2)
 
 
 def decide(request: Request, state: State, now_ns: int) -> tuple[State, Any]:
@@ -291,8 +295,10 @@ class World:
         if not process.up:
             if self.setting.sqlite:
                 yield ("start cas", number, -1)
+                yield ("half start", number, -1)
                 for index in range(len(self.saved_stores)):
                     yield ("start cas", number, index)
+                    yield ("half start", number, index)
                 yield ("recover cas", number)
             else:
                 yield ("start cas", number, -1)
@@ -307,9 +313,11 @@ class World:
                 yield ("serve", number, index, "lost")  # the store was asked in vain
                 yield ("serve", number, index, "done")  # … and did it though its answer was lost
         if self.budget["store"]:
-            yield ("stop cas", number, False)
+            yield ("stop cas", number)
             if self.setting.sqlite:
-                yield ("stop cas", number, True)
+                for index, handler in enumerate(process.handlers):
+                    if handler.after is not None:
+                        yield ("stop within", number, index)
 
     def _faults(self) -> Iterator[Step]:
         left = self.budget
@@ -618,15 +626,21 @@ class World:
         process.cached = (self.kept.revision, state)
         return self.kept.revision, state, after, value
 
-    def _put(self, revision: int, after: State, now_ns: int) -> bool:
+    def _put(self, revision: int, after: State, now_ns: int, *, counted: bool = True) -> bool:
         """Compare and put, as the store does it."""
         if not self.compares(revision):
             return False
         self._check_change(self.kept.state, after, now_ns)
         if self.setting.restores and after.anchor != self.kept.state.anchor:
             self.past = (*self.past[-3:], self.kept.state.anchor)
-        self.kept = replace(self.kept, state=after, revision=self.kept.revision + 1)
+        self.kept = replace(self.kept, state=after, revision=self.kept.revision + 1, counter=self.outside + 1)
+        if counted:
+            self.count_outside()
         return True
+
+    def count_outside(self) -> None:
+        """Move the counter outside on: before a commit is answered or shown."""
+        self.outside += 1
 
     def compares(self, revision: int) -> bool:
         """Tell whether the store still has what was read."""
@@ -655,13 +669,21 @@ class World:
         if waiting is not None:
             self._answer(*waiting, reply.outcome)
 
-    def _stop_cas(self, number: int, clean: bool) -> None:
+    def _stop_cas(self, number: int) -> None:
         self._spend("store")
-        process = self.processes[number]
-        self.processes[number] = Process(up=False, skew_s=process.skew_s)
-        if clean:
-            self.outside += 1
-            self.kept = replace(self.kept, counter=self.outside, clean=True)
+        self.processes[number] = Process(up=False, skew_s=self.processes[number].skew_s)
+
+    def _stop_within(self, number: int, index: int) -> None:
+        """Kill a CAS process between a commit of its store and the counter outside, which come before the answer.
+
+        The adversary keeps the store as it was before.
+        """
+        handler = self.processes[number].handlers[index]
+        assert handler.after is not None
+        before = self.kept
+        self._stop_cas(number)
+        if self._put(handler.revision, handler.after, handler.decided_ns, counted=False):
+            self.saved_stores = (*self.saved_stores[-3:], before)
 
     def _start_cas(self, number: int, index: int) -> None:
         kept = self.kept if index < 0 else self.saved_stores[index]
@@ -669,15 +691,34 @@ class World:
             if not may_serve(kept, self.outside):
                 self.count["a store refused"] += 1
                 return
-            self.outside += 1
-            kept = replace(kept, counter=self.outside, clean=False)
-        self.kept = kept
+            self._put_back_store(kept)
+            self._move_on()
         self.processes[number].up = True
+
+    def _half_start(self, number: int, index: int) -> None:
+        """Kill a CAS that starts, after its first commit."""
+        del number
+        kept = self.kept if index < 0 else self.saved_stores[index]
+        if may_serve(kept, self.outside):
+            self._put_back_store(replace(kept, counter=self.outside + 1))
+
+    def _put_back_store(self, kept: Kept) -> None:
+        if kept.state != self.kept.state:
+            self.count["another store served"] += 1
+            for epoch in [epoch for epoch in self.granted if epoch > kept.state.epoch]:
+                del self.granted[epoch]  # nobody was told of it, as `users` shows if it is granted again
+        self.kept = replace(kept, revision=self.kept.revision + 1)
+
+    def _move_on(self) -> None:
+        first = first_answered(self.kept, self.outside)
+        while self.kept.counter < first:
+            self.kept = replace(self.kept, counter=self.outside + 1)
+            self.outside += 1
 
     def _recover_cas(self, number: int) -> None:
         """Let the board approve the store as it is; it does so only if nobody touched it."""
-        self.outside += 1
-        self.kept = replace(self.kept, counter=self.outside, clean=False)
+        self.kept = replace(self.kept, counter=self.outside)
+        self._move_on()
         self.processes[number].up = True
 
     def _save_store(self) -> None:
@@ -872,7 +913,9 @@ _DO: Final[dict[str, Any]] = {
     "serve": World._serve,
     "hear": World._hear,
     "stop cas": World._stop_cas,
+    "stop within": World._stop_within,
     "start cas": World._start_cas,
+    "half start": World._half_start,
     "recover cas": World._recover_cas,
     "save store": World._save_store,
     "time": World._time,
