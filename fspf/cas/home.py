@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fspf.attestation import key_id
+from fspf.attestation.signatures import spki_of
 from fspf.cas.unlock import Unlock, read_key_file, sync_directory, write_key_file
 from fspf.core.errors import CasError, CasUnreachableError, ConflictError, UsageError, WrongKeyError
 from fspf.core.keys import SecretKey
@@ -91,6 +93,11 @@ class Home:
         if key is None:
             raise WrongKeyError(f"the key file {self.path(KEY_FILE)} is missing: put it back")
         return unlock.open_with_key(key)
+
+    @property
+    def audit_key_hash(self) -> str:
+        """The hash of the key that signs the audit log, as `fspf cas audit verify --key-hash` takes it."""
+        return key_id(spki_of(self.audit_key().public_key()))
 
     def audit_key(self) -> ed25519.Ed25519PrivateKey:
         """Return the key that signs the audit log.

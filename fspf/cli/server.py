@@ -128,10 +128,12 @@ def _init(args: Namespace, console: Console) -> int:
         "store": home.store_url,
         "listen": home.listen,
         "key_hash": home.key_hash,
+        "audit_key_hash": home.audit_key_hash,
     }
     console.document(document)
     console.line(f"{printable(home.directory)}: CAS {home.cas_id}")
     console.line(f"key hash: {home.key_hash}")
+    console.line(f"key hash of its audit log: {home.audit_key_hash}")
     console.note(f"clients get to know it with: fspf cas attest https://HOST:PORT --key-hash {home.key_hash}")
     return 0
 
