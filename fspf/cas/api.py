@@ -351,7 +351,7 @@ ROUTES: Final = (
 
 PATH_PARAMETERS: Final[dict[str, Schema]] = {"volume_id": VOLUME_ID, **policy_routes.PATH_PARAMETERS}
 
-_SECURITY: Final = """\
+SECURITY: Final = """\
 RFC 9449 (DPoP). `Authorization: DPoP TOKEN`, and in `DPoP` a JWT signed by the session's key (`typ` dpop+jwt, `alg` EdDSA or ES256, `jwk`)
 with the claims `htm`, `htu` (https, the Host header, the path), `iat`, `jti` (16 to 64 characters, never repeated), `ath`
 (base64url SHA-256 of the token), `bh` (base64url SHA-256 of the body) and `nonce` (the newest DPoP-Nonce that a response carried).
@@ -374,7 +374,7 @@ def openapi() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": {"Problem": PROBLEM},
-            "securitySchemes": {"proof": {"type": "http", "scheme": "DPoP", "description": _SECURITY}},
+            "securitySchemes": {"proof": {"type": "http", "scheme": "DPoP", "description": SECURITY}},
         },
     }
 

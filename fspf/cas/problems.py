@@ -16,7 +16,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 _PREFIX: Final = "urn:fspf:error:"
 
 # The first class that an error is an instance of decides.
-_STATUS: Final[tuple[tuple[type[FspfError], int], ...]] = (
+STATUS: Final[tuple[tuple[type[FspfError], int], ...]] = (
     (UnauthenticatedError, 401),
     (errors.AccessDeniedError, 403),
     (errors.UnknownVolumeError, 404),
@@ -48,7 +48,7 @@ def status_of(exc: FspfError) -> int:
     """Return the HTTP status of *exc*; 500 means that it is a bug to let it out."""
     if isinstance(exc, NotHereError):
         return exc.status
-    return next((status for kind, status in _STATUS if isinstance(exc, kind)), 500)
+    return next((status for kind, status in STATUS if isinstance(exc, kind)), 500)
 
 
 def problem(exc: FspfError) -> dict[str, Any]:
