@@ -15,6 +15,7 @@ from typing import Final
 from fspf.cas import secret_store
 from fspf.cas.audit import Audit
 from fspf.cas.audit_sink import FileSink
+from fspf.cas.counter import Recovery, Witness
 from fspf.cas.gate import Gate
 from fspf.cas.home import AUDIT_LOG, TRUST, Home
 from fspf.cas.issuer import SecretIssuer
@@ -46,21 +47,26 @@ class World:
 
     Attributes:
         holder: This process.
+        recovery: The approved statement with which the store was opened, for the audit log.
     """
 
     holder: Holder
     clock: Callable[[], int] = time.time_ns
     is_gone: Callable[[Holder], bool] = nobody_is_gone
+    recovery: Recovery | None = None
 
 
 OpenStore = Callable[[Home, SecretKey], Awaitable[Store]]
 
 
-async def open_sealed(home: Home, master: SecretKey, *, create: bool = False) -> Store:
+async def open_sealed(
+    home: Home, master: SecretKey, *, create: bool = False, recovery: Recovery | None = None
+) -> Store:
     """Open the store that the settings name, watched by the TPM's counter if they say so.
 
     Args:
         create: Make what is missing; only for a new CAS.
+        recovery: An approved statement that lets one older state in.
 
     Raises:
         CasError: There is none, or it belongs to another CAS.
@@ -69,14 +75,13 @@ async def open_sealed(home: Home, master: SecretKey, *, create: bool = False) ->
     store = await open_store(home.store_url, create=create)
     try:
         if home.tpm is not None:
-            from fspf.cas.counter import Witness
             from fspf.cas.store_sqlite import SqliteStore
             from fspf.cas.tpm import Tpm, TpmCounter
 
             if not isinstance(store, SqliteStore):
                 raise UsageError("a TPM's counter watches a store in SQLite; others have their quorum")
             counter = TpmCounter(Tpm(home.tpm), master, create=create)
-            await store.watch(Witness(master, counter, window_s=home.window_s), begin=create)
+            await store.watch(Witness(master, counter, window_s=home.window_s, recovery=recovery), begin=create)
         sealed = SealedStore(store, master.derive(_STORE_LABEL))
         if create:
             mark = home.cas_id.encode("ascii")
@@ -105,6 +110,8 @@ async def service_of(home: Home, master: SecretKey, opened: OpenStore, world: Wo
         )
         await audit.start(cas=home.cas_id)
         try:
+            if world.recovery is not None:
+                await audit.append("recovery", **world.recovery._asdict())
             yield _service(home, master, store, audit, world)
         finally:
             await audit.close()

@@ -30,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fspf.attestation import key_id
 from fspf.attestation.signatures import spki_of
+from fspf.cas.recovery import Approvers
 from fspf.cas.unlock import Unlock, read_key_file, sync_directory, write_key_file
 from fspf.core.errors import CasError, CasUnreachableError, ConflictError, UsageError, WrongKeyError
 from fspf.core.keys import SecretKey
@@ -41,6 +42,7 @@ UNLOCK: Final = "unlock"
 KEY_FILE: Final = "master.key"
 AUDIT_KEY: Final = "audit.key"
 AUDIT_LOG: Final = "audit.log"
+RECOVERY: Final = "recovery"  # sealed: who may approve one
 TRUST: Final = "trust"  # whose evidence counts: docs/ATTESTATION.md
 DEFAULT_LISTEN: Final = "127.0.0.1:8443"
 _VERSION: Final = 1
@@ -76,6 +78,18 @@ class Home:
         """The hash that clients pin: hex SHA-256 of the certificate's SubjectPublicKeyInfo."""
         certificate = _load_certificate(_read(self.path(CERTIFICATE)))
         return hash_of_key(certificate)
+
+    def approvers(self, master: SecretKey) -> Approvers:
+        """Return who may approve a recovery.
+
+        Raises:
+            CasError: Nobody, or what says so was altered.
+        """
+        if not os.path.lexists(self.path(RECOVERY)):
+            raise CasError(
+                f"nobody may approve a recovery of the CAS in {self.directory}: approvers are named when it is made"
+            )
+        return Approvers.open(_read(self.path(RECOVERY)), master)
 
     def unlock(self, passphrase: Callable[[], bytes] | None = None) -> SecretKey:
         """Return the master key.
@@ -154,6 +168,7 @@ def make_home(
     passphrase: bytes | None = None,
     tpm: str | None = None,
     window_s: float = 0.0,
+    approvers: Approvers | None = None,
     prepare: Callable[[Home, SecretKey], None] = lambda _home, _master: None,
 ) -> Home:
     """Make the directory of a new CAS server: complete, or not there as one.
@@ -162,6 +177,7 @@ def make_home(
         store_url: Default: SQLite in the directory.
         names: Host names and addresses for the certificate that is made.
         certificate, private_key: PEM files, instead of a certificate that is made.
+        approvers: Who may approve a recovery; None: nobody.
         prepare: Makes the store; called before the directory counts.
         passphrase: Locks the master key; None: a key file does.
 
@@ -199,6 +215,8 @@ def make_home(
         except FileExistsError:
             raise ConflictError(f"{home.path(KEY_FILE)} is there: it may be the key of another CAS") from None
     _write(home.path(UNLOCK), unlock.pack())
+    if approvers is not None:
+        _write(home.path(RECOVERY), approvers.seal(master))
     prepare(home, master)
     settings: dict[str, Any] = {"version": _VERSION, "id": home.cas_id, "store": home.store_url, "listen": listen}
     if tpm is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import signal
@@ -22,6 +23,7 @@ import uvloop
 from fspf.cas.application import Application
 from fspf.cas.assembly import OpenStore, World, open_sealed, service_of
 from fspf.cas.connections import Book, GuardedProtocol, Limits
+from fspf.cas.counter import Recovery
 from fspf.cas.home import CERTIFICATE, PRIVATE_KEY, Home, parse_listen
 from fspf.cas.service import Service
 from fspf.core.anchor import Holder
@@ -185,6 +187,7 @@ def run(
     master: SecretKey,
     *,
     holder: Holder,
+    recovery: Recovery | None = None,
     listen: str | None,
     on_live: Callable[[str], None],
 ) -> None:
@@ -192,6 +195,7 @@ def run(
 
     Args:
         holder: This process.
+        recovery: An approved statement that lets one older state of the store in.
         listen: HOST:PORT, instead of the settings'.
         on_live: Called with the URL, and the hash of the key, when requests are answered.
     """
@@ -202,7 +206,13 @@ def run(
         runner.run(
             _until_signal(
                 lambda stop: serve(
-                    home, master, world=World(holder), sock=sock, on_live=lambda: on_live(url), stop=stop
+                    home,
+                    master,
+                    opened=functools.partial(open_sealed, recovery=recovery),
+                    world=World(holder, recovery=recovery),
+                    sock=sock,
+                    on_live=lambda: on_live(url),
+                    stop=stop,
                 )
             )
         )

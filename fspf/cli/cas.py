@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from fspf.cli import cas_audit, cas_tpm, server
+from fspf.cli import cas_audit, cas_recovery, cas_tpm, server
 from fspf.cli.console import printable, quoted
 from fspf.cli.options import add_common, ask_passphrase, connected, descriptor, nonempty, read_passphrase
 from fspf.cli.passwd import ask_twice
@@ -81,6 +81,7 @@ def add_parser(commands: Any) -> None:
         add_common(action)
     cas_audit.add_actions(actions)
     cas_tpm.add_actions(actions)
+    cas_recovery.add_actions(actions)
 
 
 def _add_document_passphrase(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +106,7 @@ def run(args: Namespace, console: Console) -> int:
         "remove": _remove,
         "audit": cas_audit.run,
         "tpm": cas_tpm.run,
+        "recovery": cas_recovery.run,
         **server.ACTIONS,
     }
     return actions[args.action](args, console)

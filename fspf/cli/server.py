@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fspf.cas.home import Home
+    from fspf.cas.recovery import Approvers
     from fspf.cli.console import Console
     from fspf.core.keys import SecretKey
 
+_MAX_FILE: Final = 1 << 16
 _DIRECTORY: Final = "directory of the server"
 
 
@@ -62,6 +64,14 @@ def add_actions(actions: Any) -> list[argparse.ArgumentParser]:
         default=0.0,
         help="how long changes may be answered without it (default: never)",
     )
+    init.add_argument(
+        "--recovery-approver",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="public key in PEM of somebody who may approve that an older store is the newest there is; repeatable",
+    )
+    init.add_argument("--recovery-needs", metavar="N", type=int, help="how many of them must approve it (default: all)")
     init.add_argument("--new-passphrase-file", metavar="FILE", help="first line of FILE is the new passphrase")
     init.add_argument("--new-passphrase-fd", metavar="N", type=descriptor, help="read it from descriptor N")
 
@@ -72,6 +82,14 @@ def add_actions(actions: Any) -> list[argparse.ArgumentParser]:
     )
     serve.add_argument("directory", metavar="DIRECTORY", type=nonempty, help=_DIRECTORY)
     serve.add_argument("--listen", metavar="HOST:PORT", help="instead of the settings'; port 0: any free one")
+
+    serve.add_argument(
+        "--recovery",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="an approval that `fspf cas recovery` wrote: lets that one older store in; repeatable",
+    )
 
     attest = actions.add_parser(
         "attest",
@@ -120,6 +138,7 @@ def _init(args: Namespace, console: Console) -> int:
         passphrase=passphrase,
         tpm=args.tpm,
         window_s=args.tpm_window,
+        approvers=_approvers(args),
         prepare=_make_store,
     )
     document = {
@@ -136,6 +155,29 @@ def _init(args: Namespace, console: Console) -> int:
     console.line(f"key hash of its audit log: {home.audit_key_hash}")
     console.note(f"clients get to know it with: fspf cas attest https://HOST:PORT --key-hash {home.key_hash}")
     return 0
+
+
+def _approvers(args: Namespace) -> Approvers | None:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    from fspf.attestation.signatures import check_key, spki_of
+    from fspf.cas.recovery import Approvers
+
+    if not args.recovery_approver:
+        return None
+    keys = []
+    for file in args.recovery_approver:
+        try:
+            keys.append(spki_of(check_key(load_pem_public_key(_read(file)), "public key")))
+        except (ValueError, UnsupportedAlgorithm):
+            raise UsageError(f"{quoted(file)} is no public key in PEM") from None
+    return Approvers(args.recovery_needs or len(keys), tuple(keys))
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_MAX_FILE)
 
 
 def _make_store(home: Home, master: SecretKey) -> None:
@@ -178,7 +220,13 @@ def _serve(args: Namespace, console: Console) -> int:
         console.line(f"serving at {url}")
         console.flush()
 
-    server.run(home, master, holder=this_process("fspf cas serve"), listen=args.listen, on_live=on_live)
+    recovery = None
+    if args.recovery:
+        from fspf.cas.recovery import approved
+
+        recovery = approved([_read(file) for file in args.recovery], home.approvers(master))
+    holder = this_process("fspf cas serve")
+    server.run(home, master, holder=holder, recovery=recovery, listen=args.listen, on_live=on_live)
     return 0
 
 
