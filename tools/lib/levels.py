@@ -35,7 +35,7 @@ LEVELS: Final = {
     "native": 8,
     "tamper": 8,
     "fault": 15,
-    "cas": 10,
+    "cas": 15,
     "e2e": 15,
     "posix": 10,
     "real": 15,
