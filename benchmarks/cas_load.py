@@ -1,6 +1,9 @@
 """Load on a CAS server, generator included: one client after the other, then many at once, each moving its own volume's anchor.
 
-    benchmarks/cas_load.py URL#KEYHASH [--clients 64] [--seconds 8] [--single 1000]
+    benchmarks/cas_load.py URL#KEYHASH [--clients 64] [--seconds 8] [--single 1000] [--services 6000]
+
+With --services, so many attest as a service of a policy, all of them connected at once, fetch their configuration, attest with
+a key of their own, make a volume and move its anchor.
 
 Starting a server, and keeping the machine quiet, is left to the caller.
 """
@@ -12,6 +15,7 @@ import asyncio
 import json
 import resource
 import secrets
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +23,14 @@ from typing import Any
 import uvloop
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from fspf.cas import wire
+from fspf.attestation import key as key_evidence
+from fspf.attestation.signatures import spki_of
+from fspf.cas import exchange, wire
 from fspf.cas.client import RemoteCas, key_holder
 from fspf.cas.connection import Address, client_context
+from fspf.cas.identity import id_of
 from fspf.cas.proof import Prover
+from fspf.cas.tokens import binding_of
 from fspf.core.anchor import Anchor, Holder, Lease
 from fspf.core.freshness import Freshness
 
@@ -139,11 +147,121 @@ async def many(url: str, clients: int, seconds: float) -> None:
         stream.writer.close()
 
 
+POLICY = """\
+version: "0.3"
+name: load-{number}
+services:
+  - name: worker
+    image_name: image
+    command: ["worker", "--password", "$$SCONE::password$$"]
+    environment: {{ MODE: load }}
+    attestation: [ {{ key: ["{key}"] }} ]
+images:
+  - name: image
+    injection_files: [ {{ path: /etc/worker.conf, content: "password=$$SCONE::password$$\\n" }} ]
+secrets: [ {{ name: password, kind: ascii, size: 24 }} ]
+"""
+
+
+class Worker:
+    """One service: one connection, two tokens."""
+
+    def __init__(self, address: Address, policy: str, identity: ed25519.Ed25519PrivateKey) -> None:
+        self.host, self.port = address.hosts[0]
+        self.policy = policy
+        self.identity = identity
+        self.key = ed25519.Ed25519PrivateKey.generate()
+        self.prover = Prover(self.key)
+        self.token = self.nonce = ""
+
+    async def connect(self, context: ssl.SSLContext) -> None:
+        self.reader, self.writer = await asyncio.open_connection(self.host, self.port, ssl=context)
+
+    async def ask(self, path: str, document: Any) -> Any:
+        body = json.dumps(document, separators=(",", ":")).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: application/json\r\n"
+        if self.token:
+            url = f"https://{self.host}:{self.port}{path}"
+            proof = self.prover.prove(
+                method="POST", url=url, token=self.token, nonce=self.nonce, body=body, now_s=int(time.time())
+            )
+            head += f"Authorization: DPoP {self.token}\r\nDPoP: {proof}\r\n"
+        self.writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+        headers = dict(line.split(b": ", 1) for line in lines[1:] if line)
+        answer = json.loads(await self.reader.readexactly(int(headers[b"content-length"])))
+        self.nonce = headers[b"dpop-nonce"].decode()
+        if answer.get("error") == "use_dpop_nonce":
+            return await self.ask(path, document)
+        if lines[0].split()[1][:1] != b"2":
+            raise RuntimeError(str(answer))
+        return answer
+
+    async def attest(self, identity: ed25519.Ed25519PrivateKey, **service: str) -> None:
+        self.token = ""
+        nonce = (await self.ask("/v1/challenges", {}))["nonce"]
+        spki = spki_of(self.key.public_key())
+        evidence = key_evidence.make(identity, binding_of(wire.from_base64(nonce, "nonce"), spki))
+        body = {"nonce": nonce, "public_key": wire.to_base64(spki), "evidence": [evidence], **service}
+        self.token = (await self.ask("/v1/tokens", body))["token"]
+
+    async def work(self) -> None:
+        await self.attest(self.identity, policy=self.policy, service="worker")
+        configuration = await self.ask("/v1/configuration", {})
+        if len(configuration["command"][2]) != 24:
+            raise RuntimeError("no password in the configuration")
+        await self.attest(ed25519.Ed25519PrivateKey.generate())
+        path = f"/v1/volumes/{(volume := secrets.token_hex(16))}"
+        public = wire.to_base64(exchange.Side().public)
+        await self.ask("/v1/volumes", {"volume_id": volume, "name": "v", "freshness": "strict", "public_key": public})
+        now = wire.anchor_members(Anchor(0, bytes(16)))
+        body = {"expected": now, "expected_epoch": 0, "adopt": now, "holder": wire.holder_members(holder(1))}
+        lease = (await self.ask(f"{path}/lease", body))["lease"]
+        for generation in range(1, 4):
+            new = wire.anchor_members(Anchor(generation, bytes([generation]) * 16))
+            await self.ask(f"{path}/anchor", {"lease": lease, "expected": now, "new": new})
+            now = new
+
+
+async def services(url: str, count: int, together: int) -> None:
+    address = Address.parse(url)
+    identity = ed25519.Ed25519PrivateKey.generate()
+    cas = RemoteCas(address, key_holder(identity))
+    policy = f"load-{secrets.token_hex(4)}"
+    document = POLICY.format(number=policy.removeprefix("load-"), key=id_of(identity))
+    cas.call("POST", "/v1/policies", {"document": document})
+    cas.close()
+    workers = [Worker(address, policy, identity) for _ in range(count)]
+    context = client_context()
+    turns = asyncio.Semaphore(together)
+    seconds: list[float] = []
+    failures: list[str] = []
+
+    async def one(worker: Worker) -> None:
+        async with turns:
+            before = time.perf_counter()
+            try:
+                await worker.connect(context)
+                await worker.work()
+            except (OSError, RuntimeError, EOFError) as exc:
+                failures.append(repr(exc))
+            seconds.append(time.perf_counter() - before)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one(worker) for worker in workers))
+    report(f"{count} services, all connected at the end, {together} at work", seconds, time.perf_counter() - began)
+    print(f"{time.perf_counter() - began:.1f} s in all, {len(failures)} failures {failures[:3]}")
+    for worker in workers:
+        worker.writer.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--services", type=int, default=0)
+    parser.add_argument("--together", type=int, default=256)
     parser.add_argument("--single", type=int, default=1000)
     args = parser.parse_args()
     if args.single:
@@ -151,6 +269,9 @@ def main() -> None:
     if args.clients:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(many(args.url, args.clients, args.seconds))
+    if args.services:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(services(args.url, args.services, args.together))
 
 
 if __name__ == "__main__":

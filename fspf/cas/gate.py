@@ -28,7 +28,7 @@ from fspf.core.errors import AccessDeniedError, UsageError
 from fspf.core.keys import SecretKey
 from fspf.policy.principal import Principal
 
-_MAX_HOLDERS: Final = 20_000
+_MAX_HOLDERS: Final = 8192
 _USED_PREFIX: Final = "nonce/"
 _MINUTE_NS: Final = 60_000_000_000
 _PURGE_AT_ONCE: Final = 32

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import logging
+import resource
 import signal
 import socket
 import ssl
@@ -199,6 +200,8 @@ def run(
         listen: HOST:PORT, instead of the settings'.
         on_live: Called with the URL, and the hash of the key, when requests are answered.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor
     host, port = parse_listen(listen or home.listen)
     sock = listen_on(host, port)
     url = f"https://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}#{home.key_hash}"
