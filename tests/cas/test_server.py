@@ -80,8 +80,18 @@ class Raw:
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
             headers.setdefault("Content-Type", "application/json")
-        self.connection.request(method, path, body, headers)
-        response = self.connection.getresponse()
+        response = None
+        for left in reversed(range(5)):
+            try:
+                self.connection.request(method, path, body, headers)
+                response = self.connection.getresponse()
+                break
+            except (ssl.SSLEOFError, ConnectionError):
+                # The server has answered and hung up before it had all of a body that is too large: http.client then reads no answer.
+                self.connection.close()
+                if not left:
+                    raise
+        assert response is not None
         data = response.read()
         try:
             document = json.loads(data)
