@@ -34,7 +34,7 @@ class Limits:
     """
 
     handshakes: int = 512
-    connections: int = 4096
+    connections: int = 2048
     handshake_s: float = 5.0
     head_s: float = 10.0
     goodbye_s: float = 1.0

@@ -28,7 +28,7 @@ from fspf.core.errors import AccessDeniedError, UsageError
 from fspf.core.keys import SecretKey
 from fspf.policy.principal import Principal
 
-_MAX_HOLDERS: Final = 8192
+_MAX_HOLDERS: Final = 4096
 _USED_PREFIX: Final = "nonce/"
 _MINUTE_NS: Final = 60_000_000_000
 _PURGE_AT_ONCE: Final = 32
@@ -151,7 +151,9 @@ class Gate:
         if not proof:
             raise UnauthenticatedError("invalid_dpop_proof", "a proof is needed with the token: the header DPoP")
         known = self._holders.get(text)
-        if known is None:
+        if known is not None:
+            self._holders.move_to_end(text)
+        else:
             token = self._tokens.open(text)
             known = (token, Holder(text, token.public_key))
             self._holders[text] = known

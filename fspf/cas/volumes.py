@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _WRAP_LABEL: Final = b"fspf cas server 1 volume key"
 _VALUE_VERSION: Final = 1
 _KEY_VERSION: Final = struct.Struct("<I")
-_MAX_KNOWN: Final = 20_000  # rows
+_MAX_KNOWN: Final = 8192  # rows
 _MAX_TRIES: Final = 64  # of one change, while others change the same volume
 
 
