@@ -1,4 +1,4 @@
-"""What a CAS server asks of a TPM 2.0: a counter that cannot be turned back, and keys sealed to measured software.
+"""What a CAS server asks of a TPM 2.0: a counter that cannot be turned back.
 
 Speaks through tpm2-tools, a process for each command (about 20 ms; a TPM itself takes as long). Quotes, which prove to others
 what runs here, are left to `fspf.attestation`.
@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import struct
 import subprocess
 import tempfile
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fspf.core.errors import CasError, CasUnreachableError, RolledBackError, UsageError, WrongKeyError
+from fspf.core.errors import CasError, CasUnreachableError, RolledBackError
 from fspf.core.keys import SecretKey
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DEFAULT_INDEX: Final = 0x01805F00  # NV index of the counter: of the range that owners use freely
 DEFAULT_KEY: Final = 0x8101F5F0  # persistent handle of the key that certifies it
@@ -34,7 +29,6 @@ _TIMEOUT_S: Final = 30.0
 _ATTRIBUTES: Final = "nt=counter|authread|authwrite|no_da"
 _GENERATED: Final = 0xFF544347  # TPM_GENERATED_VALUE: only a TPM signs what begins so with a restricted key
 _ATTEST_NV: Final = 0x8014
-_PCRS: Final = re.compile(r"(sha1|sha256|sha384|sha512):\d{1,2}(,\d{1,2})*")
 _WORK: Final = "/dev/shm"  # noqa: S108 - only for what may be read by anybody, in a directory of its own
 _ABSENT: Final = ("0x18b", "0x28b", "TPM_RC_HANDLE", "handle is not correct")
 
@@ -223,83 +217,9 @@ def _sized(raw: bytes, at: int) -> tuple[bytes, int]:
     return raw[at + 2 : at + 2 + length], at + 2 + length
 
 
-# -- sealing
-
-
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """A secret that only one TPM opens, and only while its PCRs are what they were. Not secret itself."""
-
-    pcrs: str  # such as `sha256:7,11`
-    public: bytes
-    private: bytes
-
-
-def seal(tpm: Tpm, pcrs: str, secret: bytes) -> Sealed:
-    """Seal at most 128 bytes to the TPM under the present values of *pcrs*."""
-    _check_pcrs(pcrs)
-    with tempfile.TemporaryDirectory(dir=_workplace(), prefix="fspf-tpm-") as work:
-        _load_primary(tpm, work)
-        tpm.run("tpm2_createpolicy", "--policy-pcr", "-l", pcrs, "-L", "policy", cwd=work)
-        tpm.run(
-            "tpm2_create",
-            *("-C", "primary.ctx", "-L", "policy", "-a", "fixedtpm|fixedparent|noda", "-i", "-"),
-            *("-u", "sealed.pub", "-r", "sealed.priv"),
-            given=secret,
-            cwd=work,
-        )
-        _flush(tpm)
-        return Sealed(pcrs, _content(work, "sealed.pub"), _content(work, "sealed.priv"))
-
-
-def unseal(tpm: Tpm, sealed: Sealed) -> bytearray:
-    """Open what `seal` made; the caller wipes it.
-
-    Raises:
-        WrongKeyError: Another TPM, or other software was measured.
-        CasUnreachableError: The TPM gives no answer.
-    """
-    _check_pcrs(sealed.pcrs)
-    tpm.run("tpm2_getcap", "properties-fixed")  # there is a TPM: from here on, failing means that it refuses
-    with tempfile.TemporaryDirectory(dir=_workplace(), prefix="fspf-tpm-") as work:
-        _load_primary(tpm, work)
-        _put(work, {"sealed.pub": sealed.public, "sealed.priv": sealed.private})
-        try:
-            tpm.run(
-                "tpm2_load", "-C", "primary.ctx", "-u", "sealed.pub", "-r", "sealed.priv", "-c", "sealed.ctx", cwd=work
-            )
-        except CasUnreachableError as exc:
-            raise WrongKeyError(
-                f"the master key is sealed to another TPM, or what is stored of it is damaged ({exc}): move the disk back, or "
-                "unlock with the passphrase or key file that was kept for this"
-            ) from None
-        _flush(tpm)
-        try:
-            opened = tpm.run("tpm2_unseal", "-c", "sealed.ctx", "-p", f"pcr:{sealed.pcrs}", cwd=work)
-        except CasUnreachableError as exc:
-            raise WrongKeyError(
-                f"the TPM does not open the master key: PCRs {sealed.pcrs} are not what they were ({exc}): other software was "
-                "started; unlock with the passphrase or key file that was kept for this, and seal anew"
-            ) from None
-        finally:
-            _flush(tpm)
-    return bytearray(opened)
-
-
-def _load_primary(tpm: Tpm, work: str) -> None:
-    """Derive the storage key; it is the same each time, and of no other TPM."""
-    tpm.run("tpm2_createprimary", "-C", "o", "-G", "ecc256", "-g", "sha256", "-c", "primary.ctx", cwd=work)
-    _flush(tpm)
-
-
 def _flush(tpm: Tpm) -> None:
     """Make room: a TPM without a resource manager holds three objects, and the tools leave theirs."""
     tpm.run("tpm2_flushcontext", "-t")
-
-
-def _check_pcrs(pcrs: str) -> None:
-    if not _PCRS.fullmatch(pcrs) or any(int(number) > 23 for number in pcrs.partition(":")[2].split(",")):
-        raise UsageError(f"{pcrs!r} names no PCRs: sha256:7,11")
 
 
 def _workplace() -> str | None:
@@ -312,9 +232,3 @@ def _content(work: str, name: str) -> bytes:
             return file.read()
     except OSError as exc:
         raise CasError(f"tpm2-tools did not write {name}: {exc.strerror}") from None
-
-
-def _put(work: str, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        with open(os.path.join(work, name), "wb") as file:
-            file.write(content)
