@@ -232,6 +232,8 @@ bool attr_stale_lock_held(inode *node, uint32_t pid)
 
 void set_times(inode *node, int64_t now)
 {
-    node->mtime = now;
+    /* Since Linux 6.13 the kernel's stamps may be some ms ahead of its coarse clock (the floor of multigrain timestamps): a
+     * change that comes after one of them is not to be older. Nobody can set a ctime, so it tells. */
     node->ctime = now > node->ctime ? now : node->ctime;
+    node->mtime = node->ctime;
 }

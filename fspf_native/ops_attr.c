@@ -154,7 +154,7 @@ int op_setattr(request *req)
             node->atime = valid & FATTR_ATIME_NOW ? now : joined_time(in.atime, in.atimensec);
         }
         if (resized) {
-            node->mtime = now;
+            set_times(node, now);
             meta_changed(&r->meta, node);
         }
         if (valid & FATTR_MTIME) {

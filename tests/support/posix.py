@@ -154,9 +154,12 @@ def times(path: Path | int) -> Times:
 
 
 def tick() -> None:
-    """Wait until the kernel's clock for files has gone on."""
-    begin = time.clock_gettime_ns(REALTIME_COARSE)
-    while time.clock_gettime_ns(REALTIME_COARSE) == begin:
+    """Wait until the kernel's clock for files has gone on.
+
+    Since Linux 6.13 its stamps may be ahead of the coarse clock, though never of the fine one.
+    """
+    begin = time.time_ns()
+    while time.clock_gettime_ns(REALTIME_COARSE) <= begin:
         time.sleep(0.001)
 
 
